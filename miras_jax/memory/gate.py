@@ -1,0 +1,76 @@
+"""Gates: the data-dependent numbers that steer a memory, described so that any layer can produce them.
+
+A memory never computes its own gates. It says which it needs (`Memory.gates`), with the
+shape, the range, the activation and the initial value of each, and `memorize` receives their
+values. A layer projects its input to logits and applies `Gate.activate`.
+"""
+
+import dataclasses
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Per = Literal["head", "key", "value"]
+Activation = Literal["sigmoid", "softplus", "negative_softplus"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Gate:
+    """One gate of a memory.
+
+    Attributes:
+      per: "head" for one number per head, values `[B, T, H]`; "key" for one per key channel,
+        `[B, T, H, K]`; "value" for one per value channel, `[B, T, H, V]`.
+      activation: map from a logit to the gate. "sigmoid" times `high` gives (0, high), "softplus"
+        gives (0, inf), "negative_softplus" gives (-inf, 0), the range of a log decay.
+      initial: value at initialisation; a pair is spread geometrically over the heads (and
+        channels), so that a layer starts with memories of different time scales.
+      high: upper end of the sigmoid's range.
+    """
+
+    per: Per = "head"
+    activation: Activation = "sigmoid"
+    initial: float | tuple[float, float] = 0.5
+    high: float = 1.0
+
+    @property
+    def range(self) -> tuple[float, float]:
+        """The open interval in which `activate` takes its values."""
+        ranges = {
+            "sigmoid": (0.0, self.high),
+            "softplus": (0.0, np.inf),
+            "negative_softplus": (-np.inf, 0.0),
+        }
+        return ranges[self.activation]
+
+    def activate(self, logits: jax.Array) -> jax.Array:
+        """Values of the gate, elementwise, in the dtype of `logits`."""
+        if self.activation == "sigmoid":
+            return self.high * jax.nn.sigmoid(logits)
+        sign = -1.0 if self.activation == "negative_softplus" else 1.0
+        return sign * jax.nn.softplus(logits)
+
+    def initial_logits(self, count: int) -> np.ndarray:
+        """Logits `[count]` at which the gate starts at `initial`, for a layer's bias."""
+        ends = np.broadcast_to(np.asarray(self.initial, np.float64), (2,))
+        value = np.copysign(np.geomspace(*np.abs(ends), count), ends[0])
+        if self.activation == "sigmoid":
+            return np.log(value / (self.high - value))
+        return np.log(np.expm1(np.abs(value)))
+
+    def shape(self, tokens: tuple[int, ...], key_dim: int, value_dim: int) -> tuple[int, ...]:
+        """Shape of the gate's values for tokens of shape `[B, T, H]`."""
+        return tokens + {"head": (), "key": (key_dim,), "value": (value_dim,)}[self.per]
+
+
+def log_decay(per: Per = "head", initial: float | tuple[float, float] = (-0.001, -0.1)) -> Gate:
+    """A forgetting gate in natural-log space, values <= 0. Initial values span time scales of
+    1,000 to 10 tokens over the heads."""
+    return Gate(per=per, activation="negative_softplus", initial=initial)
+
+
+def per_head(value: jax.Array, gate: Gate) -> jax.Array:
+    """The gate as `[C, 1]`: itself, or the mean of its channels where a layer has none of them."""
+    return value[:, None] if gate.per == "head" else jnp.mean(value, axis=-1, keepdims=True)

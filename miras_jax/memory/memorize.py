@@ -1,0 +1,124 @@
+"""The one public call: read a sequence with a memory, state in and state out."""
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+from miras_jax.memory.attention import Attention, AttentionState, attend
+from miras_jax.memory.chunked import Chunk, Head, chunked
+from miras_jax.memory.memory import Memory, Parameters, State
+from miras_jax.memory.recurrent import recurrent
+from miras_jax.memory.segments import document_starts
+
+Form = Literal["auto", "recurrent", "chunked", "associative", "pallas_tpu", "pallas_gpu"]
+FORMS = ("auto", "recurrent", "chunked", "associative", "pallas_tpu", "pallas_gpu")
+
+
+def memorize(
+    memory: Memory | Attention,
+    params: Parameters,
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    gates: Mapping[str, jax.Array] | None = None,
+    *,
+    state: State | AttentionState | None = None,
+    segment_ids: jax.Array | None = None,
+    form: Form = "auto",
+) -> tuple[jax.Array, State | AttentionState]:
+    """Learns the pairs (k_t, v_t) in order and recalls with q_t (Miras section 3).
+
+    Differentiable in everything, the state included; the gradient flows through the inner updates.
+    Rows of the batch and heads never touch each other.
+
+    Args:
+      memory: what to remember with; `miras_jax.zoo.get(name)`.
+      params: `memory.init(...)`.
+      q, k: `[B, T, H, K]`, any T >= 1, no hidden scale or norm.
+      v: `[B, T, H, V]`.
+      gates: values by name as `memory.gates` lists them, `[B, T, H]` or `[B, T, H, channels]`.
+      state: what was read before, from `memory.init_state` or an earlier call; None begins anew.
+        Feeding a sequence in pieces with the state carried equals feeding it at once.
+      segment_ids: int `[B, T]`, non-decreasing in a row; at every change the memory starts afresh.
+        None goes on with the document of the state.
+      form: "recurrent", "chunked", or "auto": chunked, but recurrent for single tokens.
+
+    Returns:
+      y `[B, T, H, V]` in the dtype of v, and the state, float32 (float64 for float64 inputs).
+
+    Raises:
+      ValueError: a shape, a gate or a form that does not fit.
+      NotImplementedError: a form that this memory does not have.
+    """
+    gates = dict(gates or {})
+    _check(memory, params, q, k, v, gates, segment_ids, form)
+    out_dtype = v.dtype
+    dtype = jnp.promote_types(jnp.result_type(q, k, v), jnp.float32)
+    q, k, v = (x.astype(dtype) for x in (q, k, v))
+    gates = {name: x.astype(dtype) for name, x in gates.items()}
+    with jax.default_matmul_precision("highest"):
+        if isinstance(memory, Attention):
+            y, state = attend(memory, params, q, k, v, state, segment_ids, form)
+        else:
+            y, state = _read(memory, params, q, k, v, gates, state, segment_ids, form)
+    return y.astype(out_dtype), state
+
+
+def _read(memory, params, q, k, v, gates, state, segment_ids, form):
+    batch, total = q.shape[:2]
+    # A new state begins a chunk with its first token: no shift to the chunk grid is needed.
+    on_grid = state is None or memory.exact
+    if state is None:
+        state = memory.init_state(params, batch=batch, dtype=q.dtype)
+    resets, segment = document_starts(segment_ids, state.segment)
+    if form == "auto":
+        form = "recurrent" if total == 1 else "chunked"
+    run = partial({"recurrent": recurrent, "chunked": chunked}[form], memory)
+
+    def run_head(initial, weights, momentum, start, q, k, v, gates, reset, phase):
+        head = Head(weights, momentum, start)
+        return run(initial, head, Chunk(q, k, v, gates, reset, None), None if on_grid else phase)
+
+    heads = jax.vmap(run_head, in_axes=(0, 0, 0, 0, 1, 1, 1, 1, None, None), out_axes=(0, 1))
+    rows = jax.vmap(heads, in_axes=(None, 0, 0, 0, 0, 0, 0, 0, 0, 0))
+    initial = memory.initial(params, q.dtype)
+    head, y = rows(
+        initial, state.weights, state.momentum, state.start, q, k, v, gates, resets, state.phase
+    )
+    phase = state.phase if memory.exact else (state.phase + total) % memory.chunk_size
+    return y, State(head.weights, head.momentum, head.start, phase, segment)
+
+
+def _check(memory, params, q, k, v, gates, segment_ids, form):
+    """One clear error for arguments that do not fit, before anything is computed."""
+    if q.ndim != 4 or q.shape != k.shape or v.ndim != 4 or v.shape[:3] != q.shape[:3]:
+        raise ValueError(
+            "memorize needs q and k [B, T, H, K] and v [B, T, H, V], got "
+            f"q {q.shape}, k {k.shape}, v {v.shape}."
+        )
+    tokens, key_dim, value_dim = q.shape[:3], q.shape[3], v.shape[3]
+    if tokens[1] == 0:
+        raise ValueError("memorize needs at least one token, got T = 0.")
+    expected = (params.heads, params.key_dim, params.value_dim)
+    if (tokens[2], key_dim, value_dim) != expected:
+        raise ValueError(
+            f"The parameters are of a memory with (heads, key_dim, value_dim) = {expected}, the "
+            f"inputs have {(tokens[2], key_dim, value_dim)}."
+        )
+    if set(gates) != set(memory.gates):
+        raise ValueError(f"This memory needs the gates {sorted(memory.gates)}, got {sorted(gates)}.")
+    for name, gate in memory.gates.items():
+        shape = gate.shape(tokens, key_dim, value_dim)
+        if gates[name].shape != shape:
+            raise ValueError(f"Gate {name!r} needs shape {shape}, got {gates[name].shape}.")
+    if segment_ids is not None and segment_ids.shape != tokens[:2]:
+        raise ValueError(f"segment_ids need shape {tokens[:2]}, got {segment_ids.shape}.")
+    if form not in FORMS:
+        raise ValueError(f"form must be one of {', '.join(FORMS)}; got {form!r}.")
+    if form != "auto" and form not in memory.forms:
+        raise NotImplementedError(
+            f"form={form!r} is not available for this memory; it has {', '.join(memory.forms)}."
+        )

@@ -1,0 +1,108 @@
+"""Sampling: read the prompt in blocks, then one token at a time with a state of constant size."""
+
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from miras_jax.nn.model import LanguageModel, ModelState
+
+PREFILL = 256
+"""Prompt tokens read at once; the rest of a prompt is read in ever halved pieces."""
+
+
+def generate(
+    model: LanguageModel,
+    prompt: np.ndarray,
+    *,
+    steps: int,
+    key: jax.Array,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+) -> Iterator[int]:
+    """Continues a prompt of any length, longer than the training window too.
+
+    Args:
+      model: the model.
+      prompt: int `[P]`, P >= 1.
+      steps: tokens to sample.
+      key: random key; the same key gives the same tokens.
+      temperature: divides the logits; 0 takes the likeliest token.
+      top_k: keeps the k likeliest tokens.
+      top_p: keeps the likeliest tokens up to that total probability, in (0, 1].
+
+    Yields:
+      one token id at a time.
+
+    Raises:
+      ValueError: an empty prompt, an id outside the vocabulary, or an option out of range.
+    """
+    prompt = np.asarray(prompt, np.int32)
+    if prompt.ndim != 1 or prompt.size == 0:
+        raise ValueError(f"The prompt needs at least one token, got shape {prompt.shape}.")
+    if prompt.min() < 0 or prompt.max() >= model.config.vocab_size:
+        raise ValueError(f"Prompt ids must be in 0 .. {model.config.vocab_size - 1}.")
+    if temperature < 0:
+        raise ValueError(f"temperature must be at least 0, got {temperature}.")
+    if top_k is not None and top_k < 1:
+        raise ValueError(f"top_k must be at least 1, got {top_k}.")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise ValueError(f"top_p must be in (0, 1], got {top_p}.")
+    return _generate(model, prompt, steps, key, temperature, top_k, top_p)
+
+
+def _generate(model, prompt, steps, key, temperature, top_k, top_p):
+    # Under jit, because eager states share buffers, which cannot be donated twice.
+    state = nnx.jit(lambda model: model.init_state(1, capacity=prompt.size + steps))(model)
+    logits, state = prefill(model, prompt[None], state)
+    for step in range(steps):
+        token = sample(jax.random.fold_in(key, step), logits, temperature, top_k, top_p)
+        yield int(token[0])
+        if step + 1 < steps:
+            logits, state = _read(model, token[:, None], state)
+
+
+def prefill(model: LanguageModel, tokens: np.ndarray, state: ModelState):
+    """Reads tokens `[B, P]` and returns the last logits `[B, vocab]` and the state.
+
+    Pieces have power-of-two lengths up to `PREFILL`, so that prompts of all lengths share a
+    handful of compiled functions.
+    """
+    done, size = 0, PREFILL
+    while done < tokens.shape[1]:
+        while size > tokens.shape[1] - done:
+            size //= 2
+        logits, state = _read(model, jnp.asarray(tokens[:, done : done + size]), state)
+        done += size
+    return logits, state
+
+
+@nnx.jit(donate_argnums=2)
+def _read(model, tokens, state):
+    logits, state = model(tokens, state)
+    return logits[:, -1], state
+
+
+def sample(
+    key: jax.Array,
+    logits: jax.Array,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+) -> jax.Array:
+    """Draws token ids `[B]` from logits `[B, vocab]`; the options as in `generate`."""
+    if temperature == 0:
+        return jnp.argmax(logits, axis=-1)
+    logits = logits / temperature
+    if top_k is not None:
+        least = jax.lax.top_k(logits, min(top_k, logits.shape[-1]))[0][:, -1:]
+        logits = jnp.where(logits < least, -jnp.inf, logits)
+    if top_p is not None:
+        ordered = jnp.sort(logits, axis=-1, descending=True)
+        before = jnp.cumsum(jax.nn.softmax(ordered), axis=-1) - jax.nn.softmax(ordered)
+        least = jnp.min(jnp.where(before < top_p, ordered, jnp.inf), axis=-1, keepdims=True)
+        logits = jnp.where(logits < least, -jnp.inf, logits)
+    return jax.random.categorical(key, logits)

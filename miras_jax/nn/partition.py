@@ -1,0 +1,73 @@
+"""Where arrays live on a mesh: one table of path rules, for parameters and for what derives of them.
+
+Mesh axes: `data` (rows of the batch, weights replicated), `fsdp` (rows of the batch, weights
+sharded and gathered where they are used) and `tensor` (heads and hidden units). The models name no
+axis but through this file, and run unchanged without a mesh.
+"""
+
+import re
+
+import jax
+from flax import nnx
+from jax.sharding import PartitionSpec as P
+
+AXES = ("data", "fsdp", "tensor")
+BATCH = ("data", "fsdp")
+
+# First match decides; a spec is for the trailing dimensions, so stacked layers need no rule.
+RULES: tuple[tuple[str, P], ...] = (
+    (r"embedding", P("tensor", "fsdp")),  # [vocabulary, dim]
+    (r"head\b.*kernel", P("fsdp", "tensor")),  # [dim, vocabulary]
+    (r"convolution", P(None, "tensor")),  # [width, H K]
+    (r"(query|key|value|output_gate|up|gate_up)\b.*kernel", P("fsdp", "tensor")),  # [dim, H K]
+    (r"(output|down)\b.*kernel", P("tensor", "fsdp")),  # [H V, dim]
+    (r"gates\b.*kernel", P("fsdp", None)),  # [dim, H] or [dim, rank]
+    (r"gates\b.*bias", P()),
+    (r"start\b", P("tensor", None, None)),  # [H, inputs, outputs]
+    (r"norm\b.*scale", P()),
+)
+
+
+def spec_of(path: str, shape: tuple[int, ...], mesh: jax.sharding.Mesh) -> P:
+    """The spec of a parameter, or of anything whose path ends like a parameter's.
+
+    Args:
+      path: `jax.tree_util.keystr` of its path.
+      shape: its shape; the rule is laid on the trailing dimensions.
+      mesh: concrete or abstract; an axis that does not divide its dimension is dropped.
+
+    Raises:
+      ValueError: no rule matches.
+    """
+    if not shape:
+        return P()
+    for pattern, spec in RULES:
+        if re.search(pattern, path):
+            names = (None,) * (len(shape) - len(spec)) + tuple(spec)
+            fits = [n if n and size % mesh.shape[n] == 0 else None for n, size in zip(names, shape, strict=True)]
+            return P(*fits)
+    raise ValueError(f"No sharding rule matches the parameter {path} of shape {shape}.")
+
+
+def constrain(x: jax.Array, *spec) -> jax.Array:
+    """Lays x on the mesh in force; without one, does nothing."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return x
+    return jax.lax.with_sharding_constraint(x, P(*spec))
+
+
+def gather(module: nnx.Module) -> nnx.Module:
+    """The module with its weights gathered over fsdp, to be called where they are used.
+
+    Said here and not left to the compiler: with batch and weights on three axes and a shard_map in
+    the layer, XLA's partitioner resharded activations instead and returned wrong gradients.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return module
+
+    def whole(path, x):
+        spec = spec_of(jax.tree_util.keystr(path), x.shape, mesh)
+        return constrain(x, *(None if name == "fsdp" else name for name in spec))
+
+    return jax.tree_util.tree_map_with_path(whole, module)

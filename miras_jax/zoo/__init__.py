@@ -1,0 +1,68 @@
+"""The model zoo: one file per paper, one row per model."""
+
+import dataclasses
+
+from miras_jax.memory.attention import Attention
+from miras_jax.memory.memory import Memory
+from miras_jax.zoo import (
+    deltanet,
+    gated_deltanet,
+    linear_attention,
+    memora,
+    moneta,
+    titans,
+    transformer,
+    yaad,
+)
+from miras_jax.zoo.row import LayerOptions, Row
+
+ROWS: dict[str, Row] = {
+    module.ROW.name: module.ROW
+    for module in (
+        linear_attention,
+        deltanet,
+        gated_deltanet,
+        titans,
+        moneta,
+        yaad,
+        memora,
+        transformer,
+    )
+}
+
+__all__ = ["ROWS", "LayerOptions", "Row", "get", "names", "row", "table"]
+
+
+def names() -> list[str]:
+    """Every model's name, in the order of the table."""
+    return list(ROWS)
+
+
+def table() -> list[Row]:
+    """Every model, a row each."""
+    return list(ROWS.values())
+
+
+def row(name: str) -> Row:
+    """A model's row.
+
+    Raises:
+      ValueError: no model has that name.
+    """
+    if name not in ROWS:
+        raise ValueError(f"There is no model {name!r}; the zoo has {', '.join(ROWS)}.")
+    return ROWS[name]
+
+
+def get(name: str, **choices) -> Memory | Attention:
+    """A model's memory, with fields replaced: `get("yaad", chunk_size=64)`.
+
+    Raises:
+      ValueError: no model has that name, or its memory has no such field.
+    """
+    memory = row(name).memory
+    fields = [field.name for field in dataclasses.fields(memory)]
+    unknown = sorted(set(choices) - set(fields))
+    if unknown:
+        raise ValueError(f"{name} has no {', '.join(unknown)}; its memory has {', '.join(fields)}.")
+    return dataclasses.replace(memory, **choices)
