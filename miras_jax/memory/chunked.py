@@ -213,7 +213,6 @@ def _on_grid(memory, initial, head, tokens):
     whole = total - total % size
     head = head._replace(start=None)
 
-    @jax.checkpoint
     def body(head, chunk):
         return chunk_step(memory, initial, head, chunk)
 
@@ -247,7 +246,6 @@ def _off_grid(memory, initial, head, tokens, phase):
     chunks = jax.tree.map(lambda x: _split(place(x), size), tokens)
     head = head._replace(start=_where(phase == 0, head.weights, head.start))
 
-    @jax.checkpoint
     def body(head, chunk):
         after, y = chunk_step(memory, initial, head, chunk)
         start = head.start

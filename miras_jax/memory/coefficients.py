@@ -70,11 +70,16 @@ def decays(log_decay: jax.Array, docs: Documents) -> tuple[jax.Array, jax.Array]
     Returns:
       `[C, C, n]`, `exp(sum_{i<j<=t} log_decay_j)`, zero outside `docs.same`; and `[C, n]`.
     """
-    length = log_decay.shape[0]
-    after = jnp.tril(jnp.ones((length, length), log_decay.dtype), -1)  # [j, i]: i < j
-    between = jnp.cumsum(after[:, :, None] * log_decay[:, None, :], axis=0)
+    length, dtype = log_decay.shape[0], log_decay.dtype
+    upto = jnp.tril(jnp.ones((length, length), dtype))
+    after = jnp.tril(jnp.ones((length, length), dtype), -1)  # [j, i]: i < j
+    steps = after[:, :, None] * log_decay[:, None, :]
+    if log_decay.shape[1] == 1:
+        between = (upto @ steps[..., 0])[..., None]  # a sum as a product: cheap to compile and run
+    else:
+        between = jnp.cumsum(steps, axis=0)
     same = docs.same[:, :, None]
-    start = jnp.einsum("tj,jn->tn", docs.same.astype(log_decay.dtype), log_decay)
+    start = docs.same.astype(dtype) @ log_decay
     return jnp.where(same, jnp.exp(jnp.where(same, between, 0.0)), 0.0), jnp.exp(start)
 
 

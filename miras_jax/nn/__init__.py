@@ -1,9 +1,9 @@
 """Flax NNX models whose sequence mixing is a memory of the zoo."""
 
-from miras_jax.nn import partition
+from miras_jax.nn import partition, sizes
 from miras_jax.nn.config import ModelConfig
 from miras_jax.nn.generation import generate
 from miras_jax.nn.memory_layer import MemoryLayer
 from miras_jax.nn.model import LanguageModel, ModelState
 
-__all__ = ["LanguageModel", "MemoryLayer", "ModelConfig", "ModelState", "generate", "partition"]
+__all__ = ["LanguageModel", "MemoryLayer", "ModelConfig", "ModelState", "generate", "partition", "sizes"]

@@ -55,8 +55,7 @@ def generate(
 
 
 def _generate(model, prompt, steps, key, temperature, top_k, top_p):
-    # Under jit, because eager states share buffers, which cannot be donated twice.
-    state = nnx.jit(lambda model: model.init_state(1, capacity=prompt.size + steps))(model)
+    state = model.init_state(1, capacity=prompt.size + steps)
     logits, state = prefill(model, prompt[None], state)
     for step in range(steps):
         token = sample(jax.random.fold_in(key, step), logits, temperature, top_k, top_p)

@@ -85,8 +85,9 @@ class LanguageModel(nnx.Module):
             memory = block.memory.memory.init_state(block.memory.parameters, batch=batch, **options)
             return LayerState(convolution, memory)
 
+        # Under jit every leaf is a buffer of its own, so that the state can be donated.
         return ModelState(
-            layers=jax.vmap(of_layer)(self.blocks),
+            layers=jax.jit(jax.vmap(of_layer))(self.blocks),
             position=jnp.zeros(batch, jnp.int32),
             segment=jnp.full(batch, -1, jnp.int32),
         )

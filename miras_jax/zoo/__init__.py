@@ -30,7 +30,7 @@ ROWS: dict[str, Row] = {
     )
 }
 
-__all__ = ["ROWS", "LayerOptions", "Row", "get", "names", "row", "table"]
+__all__ = ["ROWS", "LayerOptions", "Row", "get", "names", "register", "row", "table"]
 
 
 def names() -> list[str]:
@@ -41,6 +41,16 @@ def names() -> list[str]:
 def table() -> list[Row]:
     """Every model, a row each."""
     return list(ROWS.values())
+
+
+def register(row: Row) -> None:
+    """Adds a model of your own, so that it trains by its name like the others.
+
+    Raises:
+      ValueError: the name is taken.
+    """
+    if ROWS.setdefault(row.name, row) != row:
+        raise ValueError(f"The zoo already has a model {row.name!r}; choose another name.")
 
 
 def row(name: str) -> Row:

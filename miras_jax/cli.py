@@ -1,0 +1,273 @@
+"""The command line: `miras train`, `miras generate`, `miras zoo`.
+
+What is wrong with a request is said in one line on stderr, with exit code 2; a traceback is a bug
+of the library. JAX is imported by the commands that need it, so that `--help` answers at once.
+"""
+
+import argparse
+import contextlib
+import io
+import itertools
+import os
+import pathlib
+import runpy
+import shlex
+import sys
+import traceback
+from collections.abc import Callable
+from typing import NoReturn
+
+import miras_jax
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that keeps its errors to one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Ends the process; argparse calls it."""
+        self.exit(2, f"miras: error: {message}; see {self.prog} --help\n")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs one command and returns its exit code.
+
+    0: done; 1: the training diverged; 2: a bad request; 130 or 143: stopped by a signal, and saved.
+    """
+    arguments = parser().parse_args(argv)
+    try:
+        return arguments.run(arguments)
+    except KeyboardInterrupt:  # while training, the loop has its own way
+        print("\nmiras: interrupted", file=sys.stderr)
+        return 130
+    except (ValueError, RuntimeError) as error:
+        code = getattr(error, "exit_code", None)
+        if code is None:  # none of miras_jax.training.errors
+            raise
+        kind = "error: " if code < 128 else ""
+        print(f"miras: {kind}{' '.join(str(error).split())}", file=sys.stderr)
+        return code
+
+
+def parser() -> Parser:
+    """Describes the commands; tyro adds the options of an experiment, from the experiment."""
+    style = {"formatter_class": argparse.ArgumentDefaultsHelpFormatter, "allow_abbrev": False}
+    top = Parser(prog="miras", description="Sequence models that learn while they read.", **style)
+    top.add_argument("--version", action="version", version=f"miras_jax {miras_jax.__version__}")
+    commands = top.add_subparsers(metavar="COMMAND", required=True)
+
+    command = commands.add_parser("train", help="train an experiment, or continue it", **style)
+    command.description = (
+        "Trains the `config` of a Python file; a run found in its directory is continued."
+    )
+    command.add_argument(
+        "experiment", metavar="EXPERIMENT.py", help="file that binds config = TrainConfig(...)"
+    )
+    command.add_argument(
+        "overrides",
+        nargs=argparse.REMAINDER,
+        metavar="--OPTION VALUE",
+        help="see miras train EXPERIMENT.py --help",
+    )
+    command.set_defaults(run=train)
+
+    command = commands.add_parser(
+        "generate", help="continue a prompt with a trained model", **style
+    )
+    command.add_argument(
+        "checkpoint", metavar="CHECKPOINT", help="folder of a run or of one of its checkpoints"
+    )
+    command.add_argument("--prompt", default="\n", help="text to continue")
+    command.add_argument(
+        "--max-tokens", type=_at_least(1, int), default=256, help="tokens to generate"
+    )
+    command.add_argument(
+        "--temperature",
+        type=_at_least(0, float),
+        default=1.0,
+        help="divides the logits; 0 takes the likeliest token",
+    )
+    command.add_argument(
+        "--top-k", type=_at_least(1, int), help="draw from the k likeliest tokens only"
+    )
+    command.add_argument(
+        "--top-p",
+        type=_probability,
+        help="draw from the likeliest tokens that hold this probability",
+    )
+    command.add_argument("--seed", type=int, default=0, help="seed of the draws")
+    command.set_defaults(run=generate)
+
+    command = commands.add_parser("zoo", help="list the models", **style)
+    command.set_defaults(run=zoo)
+    return top
+
+
+def train(arguments: argparse.Namespace) -> int:
+    """`miras train`."""
+    experiment, overrides = arguments.experiment, arguments.overrides
+    default = load_experiment(experiment)
+
+    import jax
+    import tyro
+
+    from miras_jax import training
+
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            config = tyro.cli(
+                tyro.conf.AvoidSubcommands[training.TrainConfig],
+                default=default,
+                args=overrides,
+                prog=f"miras train {experiment}",
+            )
+    except SystemExit as end:
+        if not end.code:
+            raise  # --help
+        raise training.UserError(
+            f"{_one_line(said.getvalue())}; see miras train {experiment} --help"
+        ) from None
+
+    # Compiled programs stay with the run: a restart on the same kind of machine begins at once.
+    if not jax.config.jax_compilation_cache_dir:
+        cache = pathlib.Path(config.directory).absolute() / "compiled"
+        jax.config.update("jax_compilation_cache_dir", str(cache))
+    kept = shlex.join(["miras", "train", experiment, *_without(overrides, "--steps")])
+    training.train(config, command=kept)
+    return 0
+
+
+def generate(arguments: argparse.Namespace) -> int:
+    """`miras generate`."""
+    import jax
+    import numpy as np
+
+    from miras_jax import nn
+    from miras_jax.data import ByteTokenizer
+    from miras_jax.training.checkpoint import load_model
+    from miras_jax.training.errors import UserError
+
+    if not arguments.prompt:
+        raise UserError("--prompt must hold at least one character")
+    model, _ = load_model(arguments.checkpoint)
+    tokenizer = ByteTokenizer()
+    ids = nn.generate(
+        model,
+        np.asarray(tokenizer.encode(arguments.prompt), np.int32),
+        steps=arguments.max_tokens,
+        key=jax.random.key(arguments.seed),
+        temperature=arguments.temperature,
+        top_k=arguments.top_k,
+        top_p=arguments.top_p,
+    )
+    print(arguments.prompt, end="", flush=True)
+    for piece in tokenizer.decode_stream(ids):
+        print(piece, end="", flush=True)
+    print()
+    return 0
+
+
+def zoo(arguments: argparse.Namespace) -> int:
+    """`miras zoo`."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from miras_jax import zoo as models
+
+    columns = ("name", "architecture", "bias", "retention", "algorithm", "source")
+    table = Table(box=None, pad_edge=False)
+    for column in columns:
+        table.add_column(column, no_wrap=column == "name")
+    for row in models.table():
+        table.add_row(*(getattr(row, column) for column in columns))
+    # In a pipe every model keeps to one line, however long.
+    Console(width=None if sys.stdout.isatty() else 200).print(table)
+    return 0
+
+
+def load_experiment(path: str):
+    """Runs a Python file and returns the TrainConfig that it binds to `config`.
+
+    Raises:
+      UserError: if there is no such file, it fails, or it binds none.
+    """
+    from miras_jax.training import TrainConfig, UserError
+
+    if not os.path.isfile(path):
+        raise UserError(f"no experiment at {path}: there is no such file")
+    try:
+        names = runpy.run_path(path)
+    except Exception as error:
+        line = _line_of(error, path)
+        raise UserError(f"{path}{line}: {type(error).__name__}: {error}") from error
+    config = names.get("config")
+    if not isinstance(config, TrainConfig):
+        found = (
+            "does not bind `config`"
+            if config is None
+            else f"binds `config` to a {type(config).__name__}"
+        )
+        raise UserError(f"{path} {found}; it must say config = TrainConfig(...)")
+    return config
+
+
+def _without(overrides: list[str], option: str) -> list[str]:
+    """Drops `option VALUE` and `option=VALUE`."""
+    kept, skip = [], False
+    for word in overrides:
+        if not skip and word != option and not word.startswith(f"{option}="):
+            kept.append(word)
+        skip = word == option
+    return kept
+
+
+def _one_line(box: str) -> str:
+    """Takes the message, and what was perhaps meant, out of the box that tyro draws.
+
+    The box is a title, the message, and further blocks, with rules between them.
+    """
+    lines = [line.strip("│╭╮╰╯ ") for line in box.splitlines()]
+    _title, *lines = itertools.dropwhile(_is_rule, lines)
+    message = " ".join(itertools.takewhile(_is_text, itertools.dropwhile(_is_rule, lines)))
+    likely = [line.split()[0] for line in lines if line.startswith("--") and _is_text(line)]
+    if "Perhaps you meant:" in lines and likely:
+        message += f", perhaps you meant {likely[0]}"
+    return message
+
+
+def _is_text(line: str) -> bool:
+    return any(map(str.isalnum, line))
+
+
+def _is_rule(line: str) -> bool:
+    return not _is_text(line)
+
+
+def _line_of(error: Exception, path: str) -> str:
+    """Returns ", line N", the deepest line of `path` that `error` passed through, or nothing."""
+    if isinstance(error, SyntaxError):
+        return f", line {error.lineno}"
+    lines = [
+        frame.lineno
+        for frame in traceback.extract_tb(error.__traceback__)
+        if frame.filename == path
+    ]
+    return f", line {lines[-1]}" if lines else ""
+
+
+def _at_least(least: float, kind: type) -> Callable[[str], float]:
+    """Makes the type of an option that must be a finite `kind` of at least `least`."""
+
+    def convert(text: str):
+        if not least <= (value := kind(text)) < float("inf"):
+            raise argparse.ArgumentTypeError(f"must be at least {least}, got {text}")
+        return value
+
+    convert.__name__ = kind.__name__
+    return convert
+
+
+def _probability(text: str) -> float:
+    if not 0 < (value := float(text)) <= 1:
+        raise argparse.ArgumentTypeError(f"must be above 0 and at most 1, got {text}")
+    return value

@@ -1,0 +1,27 @@
+"""Training runs: `train(config)` takes a configuration and leaves checkpoints and metrics."""
+
+from miras_jax.training.config import (
+    CheckpointConfig,
+    DataConfig,
+    EvaluationConfig,
+    LogConfig,
+    MeshConfig,
+    OptimizerConfig,
+    TrainConfig,
+)
+from miras_jax.training.errors import DivergedError, StoppedError, UserError
+from miras_jax.training.loop import train
+
+__all__ = [
+    "CheckpointConfig",
+    "DataConfig",
+    "DivergedError",
+    "EvaluationConfig",
+    "LogConfig",
+    "MeshConfig",
+    "OptimizerConfig",
+    "StoppedError",
+    "TrainConfig",
+    "UserError",
+    "train",
+]

@@ -1,0 +1,173 @@
+"""Saving and restoring: the state, the place in the data and the configuration, together.
+
+A run's folder holds `checkpoints/<step>/`. A checkpoint is written in the background and appears
+there by one rename when it is complete, so that a process that dies while writing leaves the one
+before as the latest.
+"""
+
+import dataclasses
+import functools
+import json
+import operator
+import pathlib
+from typing import Any
+
+import jax
+from flax import nnx
+from orbax.checkpoint import v1 as ocp
+
+from miras_jax.data import Corpus
+from miras_jax.nn import LanguageModel, ModelConfig
+from miras_jax.training.config import TrainConfig
+from miras_jax.training.errors import UserError
+from miras_jax.training.state import State
+
+# A checkpoint that differs in one of these belongs to another run. The optimizer, the mesh and the
+# number of steps may change half way, and the same text may be found at another place.
+IDENTITY = ("model", "data", "seed", "corpus")
+HARMLESS = ("model.remat", "data.source", "data.validation", "corpus.name")
+
+
+def describe(config: TrainConfig, corpus: Corpus) -> dict[str, Any]:
+    """Returns what is written beside every checkpoint, as plain JSON values."""
+    text = {"name": corpus.name, "version": corpus.version, "sha256": corpus.sha256}
+    return json.loads(json.dumps({"config": dataclasses.asdict(config), "corpus": text}))
+
+
+def open_checkpoints(config: TrainConfig) -> ocp.training.Checkpointer:
+    """Opens the checkpoints of the run, making their folder.
+
+    A context manager: leaving it waits for what is being written.
+
+    Raises:
+      UserError: if the folder cannot be made.
+    """
+    root = pathlib.Path(config.directory).absolute() / "checkpoints"
+    decide, preserve = ocp.training.save_decision_policies, ocp.training.preservation_policies
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"directory {config.directory!r} cannot be made: {error}") from error
+    return ocp.training.Checkpointer(
+        root,
+        save_decision_policy=decide.FixedIntervalPolicy(config.checkpoint.every),
+        preservation_policy=preserve.LatestN(config.checkpoint.keep),
+        cleanup_tmp_directories=True,  # what a killed process left half written
+    )
+
+
+def check_same_run(
+    checkpoints: ocp.training.Checkpointer, config: TrainConfig, corpus: Corpus
+) -> None:
+    """Refuses to continue a run of another model, other data or another seed.
+
+    Raises:
+      UserError: names the first field that differs, with both values.
+    """
+    latest = checkpoints.latest
+    if latest is None:
+        return
+    saved, asked = _flat(ocp.metadata(latest.path).custom_metadata), _flat(describe(config, corpus))
+    for name in [*asked, *sorted(saved.keys() - asked.keys())]:
+        if (
+            name.startswith(IDENTITY)
+            and name not in HARMLESS
+            and saved.get(name) != asked.get(name)
+        ):
+            raise UserError(
+                f"{name} is {asked.get(name)!r}, but the run in {config.directory} has"
+                f" {saved.get(name)!r}; ask for the same or choose another --directory"
+            )
+
+
+def save(
+    checkpoints: ocp.training.Checkpointer,
+    state: State,
+    data: Any,
+    metadata: dict[str, Any],
+    step: int,
+) -> None:
+    """Begins to write a checkpoint; the arrays are copied first, so they may be donated after.
+
+    The place of the iterator `data` is one small dict, the same on every process: it goes into the
+    metadata, where any number of processes can read it.
+    """
+    metadata = {**metadata, "position": data.get_state()}
+    checkpoints.save_checkpointables_async(
+        step, {"state": state}, force=True, custom_metadata=metadata
+    )
+
+
+def restore(checkpoints: ocp.training.Checkpointer, abstract: State, data: Any) -> State:
+    """Returns the latest state, laid out as `abstract` says, and moves `data` to its place."""
+    data.set_state(ocp.metadata(checkpoints.latest.path).custom_metadata["position"])
+    return checkpoints.load_checkpointables(checkpoints.latest, {"state": abstract})["state"]
+
+
+def load_model(path: str | pathlib.Path) -> tuple[LanguageModel, dict[str, Any]]:
+    """Reads a model alone, without the optimizer, onto the first device.
+
+    Args:
+      path: the folder of a run (its latest checkpoint is taken) or of one checkpoint.
+
+    Returns:
+      The model and the metadata that `describe` made.
+
+    Raises:
+      UserError: if there is no checkpoint, or it is not one of this library.
+    """
+    checkpoint = find_checkpoint(pathlib.Path(path))
+    metadata = ocp.metadata(checkpoint).custom_metadata or {}
+    try:
+        config = ModelConfig(**metadata["config"]["model"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{checkpoint} does not describe a model that this version can build: {error}"
+        ) from error
+    shapes = jax.eval_shape(
+        lambda key: LanguageModel(config, rngs=nnx.Rngs(key)), jax.random.key(0)
+    )
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    leaves, structure = jax.tree_util.tree_flatten_with_path(shapes)
+    # Orbax loads a part of a tree when it is asked for as nested dicts, as it lies on disk.
+    keys = [[jax.tree_util.keystr((key,), simple=True) for key in path] for path, _ in leaves]
+    abstract: dict[str, Any] = {}
+    for (*outer, last), (_, x) in zip(keys, leaves, strict=True):
+        inner = functools.reduce(lambda node, key: node.setdefault(key, {}), outer, abstract)
+        inner[last] = jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device)
+    context = ocp.Context()
+    context.pytree.loading.partial_load = True
+    with context:
+        loaded = ocp.load_checkpointables(checkpoint, {"state": {"params": abstract}})
+    params = loaded["state"]["params"]
+    values = [functools.reduce(operator.getitem, path, params) for path in keys]
+    return jax.tree.unflatten(structure, values), metadata
+
+
+def find_checkpoint(path: pathlib.Path) -> pathlib.Path:
+    """Returns the folder of one checkpoint: `path` itself, or the latest of the run in `path`.
+
+    Raises:
+      UserError: if there is none.
+    """
+    path = path.absolute()
+    if not path.is_dir():
+        raise UserError(f"no checkpoint at {path}: there is no such folder")
+    if (path / "_CHECKPOINT_METADATA").is_file():
+        return path
+    for root in (path / "checkpoints", path):
+        steps = sorted(
+            (int(step.name) for step in root.glob("*") if step.name.isdecimal()), reverse=True
+        )
+        if steps:
+            return root / str(steps[0])
+    raise UserError(f"no checkpoint in {path}: it is neither a run nor a checkpoint")
+
+
+def _flat(metadata: dict[str, Any]) -> dict[str, Any]:
+    """Turns {"config": {"a": {"b": 1}}, "corpus": {"c": 2}} into {"a.b": 1, "corpus.c": 2}."""
+    paths = jax.tree_util.tree_leaves_with_path(metadata, is_leaf=lambda x: not isinstance(x, dict))
+    return {
+        ".".join(str(key.key) for key in path).removeprefix("config."): value
+        for path, value in paths
+    }

@@ -1,0 +1,166 @@
+"""Everything that a training run is told; the sentences under the fields are its `--help`."""
+
+import dataclasses
+import math
+
+from miras_jax.nn import ModelConfig
+from miras_jax.training.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """The text, and how it is cut into batches."""
+
+    source: str = "stdlib"
+    """Training text: the name of a built-in corpus, or the path of a file or folder."""
+    validation: str | None = None
+    """Held-out text, given like the source; None holds out a part of the source."""
+    window: int = 256
+    """Tokens that the model reads in one row."""
+    batch_size: int = 16
+    """Rows in one step, over all devices and microbatches."""
+    seed: int = 0
+    """Seed of the order in which the windows are read."""
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW with linear warm-up and a cosine to a fraction of the peak at the last step."""
+
+    learning_rate: float = 2e-3
+    """Peak learning rate, reached at the end of the warm-up."""
+    warmup_steps: int = 50
+    """Steps of linear warm-up from zero."""
+    final_fraction: float = 0.1
+    """Learning rate at the last step, as a fraction of the peak (0 to 1)."""
+    weight_decay: float = 0.1
+    """Decoupled weight decay per step and unit of learning rate; projection matrices only."""
+    b1: float = 0.9
+    """Decay of the mean of the gradients per step (0 up to 1)."""
+    b2: float = 0.95
+    """Decay of the mean of the squared gradients per step (0 up to 1)."""
+    clip_norm: float = 1.0
+    """Largest norm of the whole gradient; longer ones are scaled down to it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Devices along each axis of the mesh; the product must divide the number of devices."""
+
+    data: int = 1
+    """Devices that share out the rows of a batch and hold the same weights."""
+    fsdp: int = 1
+    """Devices that share out the rows of a batch and the weights."""
+    tensor: int = 1
+    """Devices that share out the heads and the width of every layer."""
+    devices: int | None = None
+    """CPU devices to emulate, for trying a mesh without accelerators; None takes what is there."""
+
+    @property
+    def size(self) -> int:
+        """Devices in the mesh."""
+        return self.data * self.fsdp * self.tensor
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationConfig:
+    """When and on how much of the held-out text the model is measured."""
+
+    every: int = 200
+    """Steps between evaluations on the held-out text; the last step is always evaluated."""
+    batches: int | None = 16
+    """Batches of held-out text per evaluation; None reads all of it."""
+    sample_tokens: int = 200
+    """Tokens of text to generate when the run ends; 0 generates none."""
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+    """When the run is saved, and how many checkpoints are kept."""
+
+    every: int = 200
+    """Steps between checkpoints; the last step and an interrupted one are always saved."""
+    keep: int = 2
+    """Newest checkpoints to keep on disk."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LogConfig:
+    """When metrics are written."""
+
+    every: int = 10
+    """Steps between records in metrics.jsonl; the first and the last step are always written."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """A training run; the same values give the same weights, also through a restart."""
+
+    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+    data: DataConfig = DataConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    mesh: MeshConfig = MeshConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    log: LogConfig = LogConfig()
+    steps: int = 1000
+    """Optimizer steps in all, those before a restart included."""
+    accumulation: int = 1
+    """Microbatches that one step is cut into; more of them need less memory."""
+    seed: int = 0
+    """Seed of the initial weights and of the generated sample."""
+    directory: str = "runs/default"
+    """Folder of the run: checkpoints and metrics.jsonl. A run found there is continued."""
+
+
+def validate(config: TrainConfig) -> None:
+    """Checks what can be checked without a device or a file.
+
+    Raises:
+      UserError: names the first field that cannot hold, its value and what would.
+    """
+    model, data, optimizer, mesh = config.model, config.data, config.optimizer, config.mesh
+    counts = {
+        "steps": config.steps,
+        "accumulation": config.accumulation,
+        "data.window": data.window,
+        "data.batch_size": data.batch_size,
+        "mesh.data": mesh.data,
+        "mesh.fsdp": mesh.fsdp,
+        "mesh.tensor": mesh.tensor,
+        "mesh.devices": mesh.devices,
+        "evaluation.every": config.evaluation.every,
+        "evaluation.batches": config.evaluation.batches,
+        "checkpoint.every": config.checkpoint.every,
+        "checkpoint.keep": config.checkpoint.keep,
+        "log.every": config.log.every,
+    }
+    for name, count in counts.items():
+        if count is not None and count < 1:
+            raise UserError(f"{name} must be at least 1, got {count}")
+    for name in ("learning_rate", "clip_norm"):
+        if not (value := getattr(optimizer, name)) > 0 or math.isinf(value):
+            raise UserError(f"optimizer.{name} must be positive and finite, got {value}")
+    for name in ("b1", "b2"):
+        if not 0 <= (value := getattr(optimizer, name)) < 1:
+            raise UserError(f"optimizer.{name} must be at least 0 and below 1, got {value}")
+    if not 0 <= optimizer.final_fraction <= 1:
+        raise UserError(
+            f"optimizer.final_fraction must be between 0 and 1, got {optimizer.final_fraction}"
+        )
+    for name in ("warmup_steps", "weight_decay"):
+        if not (value := getattr(optimizer, name)) >= 0:
+            raise UserError(f"optimizer.{name} must not be negative, got {value}")
+    if config.evaluation.sample_tokens < 0:
+        raise UserError(
+            f"evaluation.sample_tokens must not be negative, got {config.evaluation.sample_tokens}"
+        )
+    if data.batch_size % (parts := mesh.data * mesh.fsdp * config.accumulation):
+        raise UserError(
+            f"data.batch_size {data.batch_size} must be a multiple of mesh.data x mesh.fsdp"
+            f" x accumulation = {mesh.data} x {mesh.fsdp} x {config.accumulation} = {parts}"
+        )
+    if model.heads % mesh.tensor:
+        raise UserError(
+            f"model.heads {model.heads} must be a multiple of mesh.tensor {mesh.tensor}"
+        )

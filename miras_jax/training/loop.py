@@ -1,0 +1,247 @@
+"""A training run from its configuration to its last checkpoint, to be read downward."""
+
+import contextlib
+import functools
+import math
+import pathlib
+import textwrap
+from collections.abc import Callable
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from miras_jax.data import (
+    ByteTokenizer,
+    Corpus,
+    load_corpus,
+    order0_entropy,
+    order1_entropy,
+    train_iterator,
+    validation_batches,
+)
+from miras_jax.nn import LanguageModel, generate
+from miras_jax.nn.partition import BATCH
+from miras_jax.training import checkpoint
+from miras_jax.training.config import TrainConfig, validate
+from miras_jax.training.errors import DivergedError, StoppedError, UserError
+from miras_jax.training.metrics import Monitor, Record, read_records
+from miras_jax.training.optimizer import learning_rate, make_optimizer
+from miras_jax.training.signals import stop_signals
+from miras_jax.training.state import State, abstract_state, init_state, make_mesh, shardings_of
+from miras_jax.training.step import evaluation_step, train_step
+
+
+def train(config: TrainConfig, *, command: str = "miras train EXPERIMENT.py") -> Record:
+    """Trains until `config.steps`, from the latest checkpoint in `config.directory`, if any.
+
+    The first Ctrl-C or SIGTERM lets the running step end, saves and raises; a second one ends the
+    process at once.
+
+    Args:
+      config: the run; see each field.
+      command: what the user typed, for the line that says how to go on.
+
+    Returns:
+      The record of the last evaluation: `step`, `eval/loss` (nats per token),
+      `eval/bits_per_byte`, and the entropies beside it.
+
+    Raises:
+      UserError: the request cannot be carried out; nothing was changed.
+      DivergedError: the loss or a norm is not finite; nothing of that step was saved.
+      StoppedError: a signal ended the run; the state was saved.
+    """
+    validate(config)
+    mesh = make_mesh(config.mesh)
+    corpus = read_corpus(config)
+    directory, data = pathlib.Path(config.directory), config.data
+
+    optimizer, schedule = make_optimizer(config), learning_rate(config)
+    abstract = abstract_state(config, mesh)
+    shardings = shardings_of(abstract)
+    rows = NamedSharding(mesh, PartitionSpec(BATCH))
+
+    with contextlib.ExitStack() as stack:
+        signals = stack.enter_context(stop_signals())
+        stack.enter_context(jax.set_mesh(mesh))
+        checkpoints = stack.enter_context(checkpoint.open_checkpoints(config))
+        checkpoint.check_same_run(checkpoints, config, corpus)
+        start = checkpoints.latest.step if checkpoints.latest else 0
+        if start >= config.steps:
+            print(f"nothing to do: {directory} has {start} of {config.steps} steps")
+            return close(config, command, start)
+
+        batches = train_iterator(
+            corpus.train,
+            window=data.window,
+            batch_size=data.batch_size,
+            seed=data.seed,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+        # The iterator is moved before it is read: grain iterators that have begun do not go back.
+        if start:
+            state = checkpoint.restore(checkpoints, abstract, batches)
+        else:
+            state = init_state(config, abstract)
+        advance = jax.jit(
+            functools.partial(
+                train_step,
+                optimizer=optimizer,
+                schedule=schedule,
+                accumulation=config.accumulation,
+                shardings=shardings.params,
+            ),
+            donate_argnums=0,
+            out_shardings=(shardings, None),
+        )
+        # The backward pass takes twice the products of the forward pass.
+        training_flops = 3 * config.model.flops_per_token(data.window)
+        evaluate = make_evaluation(config, corpus, mesh)
+        metadata = checkpoint.describe(config, corpus)
+        monitor = stack.enter_context(
+            Monitor(
+                directory / "metrics.jsonl",
+                start=start,
+                steps=config.steps,
+                every=config.log.every,
+                tokens=data.batch_size * data.window,
+                flops_per_token=training_flops,
+            )
+        )
+        monitor.say(opening(config, corpus, mesh, abstract, start))
+
+        try:
+            for step in range(start + 1, config.steps + 1):
+                batch = next(batches)
+                tokens = jax.make_array_from_process_local_data(rows, batch["tokens"])
+                state, metrics = advance(state, {"tokens": tokens})
+                monitor.push(step, metrics, batch["index"])
+
+                last, stopping = step == config.steps, signals.received is not None
+                if last or step % config.evaluation.every == 0:
+                    monitor.drain()
+                    monitor.evaluation(step, evaluate(state.params))
+                    monitor.pause()
+                if last or stopping or checkpoints.should_save(step):
+                    monitor.drain()
+                    checkpoint.save(checkpoints, state, batches, metadata, step)
+                    monitor.pause()
+                if stopping and not last:
+                    checkpoints.wait()
+                    raise StoppedError(
+                        f"stopped and saved at step {step} of {config.steps}; to go on: {command}",
+                        signals.received,
+                    )
+        except DivergedError as error:
+            checkpoints.wait()
+            good = checkpoints.latest.path if checkpoints.latest else "none yet"
+            raise DivergedError(f"{error}; last good checkpoint: {good}") from None
+
+    return close(config, command, config.steps, state.params)
+
+
+def read_corpus(config: TrainConfig) -> Corpus:
+    """Loads the text and checks that it fills a batch and fits the model.
+
+    Raises:
+      UserError: if it cannot be read, is too short or has ids that the model does not know.
+    """
+    try:
+        corpus = load_corpus(config.data.source, validation=config.data.validation)
+    except (ValueError, OSError) as error:
+        raise UserError(f"data.source {config.data.source!r}: {error}") from error
+    for name, tokens in (("training", corpus.train), ("held-out", corpus.validation)):
+        if len(tokens) <= config.data.window:
+            raise UserError(
+                f"the {name} text of {config.data.source!r} has {len(tokens)} tokens:"
+                f" too few for data.window {config.data.window} and the token after it"
+            )
+    if config.model.vocab_size < ByteTokenizer().vocab_size:
+        raise UserError(
+            f"model.vocab_size {config.model.vocab_size} is less than the tokenizer's"
+            f" {ByteTokenizer().vocab_size}"
+        )
+    return corpus
+
+
+def make_evaluation(
+    config: TrainConfig, corpus: Corpus, mesh: Mesh
+) -> Callable[[LanguageModel], dict[str, float]]:
+    """Returns a function from parameters to the figures of the held-out text.
+
+    Bits per byte are all nats, those of separators too, over ln 2 and the number of bytes of text.
+    Beside them stand two entropies of the very text that is read, which need no model.
+    """
+    window, batch_size = config.data.window, config.data.batch_size
+    limit = config.evaluation.batches
+    held_out = corpus.validation[: limit and limit * batch_size * window + 1]
+    separator = ByteTokenizer().separator
+    data = held_out[held_out != separator].astype(np.uint8).tobytes()
+    text = data.decode("utf-8", errors="ignore")  # the limit may cut the last character
+    floors = {
+        "eval/order1_bits_per_byte": order1_entropy(text),
+        "eval/order0_bits_per_byte": order0_entropy(text),
+    }
+    rows = NamedSharding(mesh, PartitionSpec(BATCH))
+    sums = jax.jit(functools.partial(evaluation_step, separator=separator))
+
+    def evaluate(params: LanguageModel) -> dict[str, float]:
+        batches = validation_batches(held_out, window=window, batch_size=batch_size)
+        totals = jax.device_get([sums(params, jax.device_put(batch, rows)) for batch in batches])
+        nats, tokens, size = (
+            math.fsum(total[name] for total in totals) for name in ("nats", "tokens", "bytes")
+        )
+        return {
+            "eval/loss": nats / tokens,
+            "eval/bits_per_byte": nats / math.log(2) / size,
+            **floors,
+        }
+
+    return evaluate
+
+
+def opening(config: TrainConfig, corpus: Corpus, mesh: Mesh, abstract: State, start: int) -> str:
+    """Returns the line that says what is trained, on what and from where."""
+    parameters = sum(x.size for x in jax.tree.leaves(abstract.params))
+    shape = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
+    return (
+        f"{config.model.memory}, {parameters:,} parameters; {corpus.description};"
+        f" {mesh.size} of {jax.device_count()} {jax.default_backend()} device(s), {shape};"
+        f" {'continuing after step ' + str(start) if start else 'starting'} in {config.directory}"
+    )
+
+
+def close(
+    config: TrainConfig, command: str, step: int, params: LanguageModel | None = None
+) -> Record:
+    """Prints how good the model is, a sample if `params` are given, and what can be done next."""
+    if jax.process_index() > 0:
+        return {}
+    directory = pathlib.Path(config.directory)
+    records = [r for r in read_records(directory / "metrics.jsonl") if "eval/bits_per_byte" in r]
+    final = records[-1] if records else {"step": step}
+    if records:
+        print(
+            f"held-out text after step {final['step']}: {final['eval/bits_per_byte']:.3f}"
+            f" bits per byte (order-1 entropy {final['eval/order1_bits_per_byte']:.3f},"
+            f" order-0 {final['eval/order0_bits_per_byte']:.3f})"
+        )
+    if params is not None and config.evaluation.sample_tokens and jax.process_count() == 1:
+        print("sample:", textwrap.indent(sample(config, params), "  "), sep="\n")
+    print(f"checkpoint: {checkpoint.find_checkpoint(directory)}")
+    print(f"train on:   {command} --steps {2 * step}")
+    print(f'generate:   miras generate {config.directory} --prompt "The "')
+    return final
+
+
+def sample(config: TrainConfig, params: LanguageModel) -> str:
+    """Continues a newline with text of `config.evaluation.sample_tokens` tokens, on one device."""
+    tokenizer = ByteTokenizer()
+    model = jax.device_put(params, jax.devices()[0])
+    prompt = np.asarray(tokenizer.encode("\n"), np.int32)
+    key = jax.random.key(config.seed)
+    ids = list(
+        generate(model, prompt, steps=config.evaluation.sample_tokens, key=key, temperature=0.8)
+    )
+    return tokenizer.decode(ids)

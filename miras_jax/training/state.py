@@ -1,0 +1,118 @@
+"""The state of a run as one pytree, and where each of its arrays lives on the mesh."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from miras_jax.nn import LanguageModel, partition
+from miras_jax.training.config import MeshConfig, TrainConfig
+from miras_jax.training.errors import UserError
+from miras_jax.training.optimizer import make_optimizer
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class State:
+    """All that a step changes.
+
+    Attributes:
+      step: int32 [], the number of updates done.
+      params: the model itself, whose leaves are float32 parameters.
+      opt: the state of the optimizer.
+    """
+
+    step: jax.Array
+    params: LanguageModel
+    opt: optax.OptState
+
+
+def make_mesh(config: MeshConfig) -> Mesh:
+    """Builds the mesh of axes data, fsdp and tensor from the first devices there are.
+
+    Raises:
+      UserError: if the mesh does not divide the devices, or CPU devices can no longer be emulated.
+    """
+    if config.devices is not None:
+        try:
+            jax.config.update(
+                "jax_num_cpu_devices", config.devices
+            )  # no effect where there is an accelerator
+        except RuntimeError:
+            if jax.device_count("cpu") < config.devices:
+                raise UserError(
+                    f"mesh.devices {config.devices} cannot be emulated: jax already runs in this"
+                    f" process with {jax.device_count('cpu')} CPU devices"
+                ) from None
+    devices = jax.devices()
+    if len(devices) % config.size or (jax.process_count() > 1 and config.size != len(devices)):
+        backend = jax.default_backend()
+        hint = f"; --mesh.devices {config.size} emulates them" if backend == "cpu" else ""
+        raise UserError(
+            f"mesh data x fsdp x tensor = {config.data} x {config.fsdp} x {config.tensor}"
+            f" = {config.size} devices does not divide the {len(devices)} {backend} device(s)"
+            f" here{hint}"
+        )
+    shape = (config.data, config.fsdp, config.tensor)
+    return jax.make_mesh(
+        shape,
+        partition.AXES,
+        axis_types=(AxisType.Auto,) * len(shape),
+        devices=devices[: config.size],
+    )
+
+
+def create_state(config: TrainConfig, key: jax.Array) -> State:
+    """Makes the state before the first update from a PRNG key."""
+    params = LanguageModel(config.model, rngs=nnx.Rngs(key))
+    return State(
+        step=jnp.zeros((), jnp.int32), params=params, opt=make_optimizer(config).init(params)
+    )
+
+
+def abstract_state(config: TrainConfig, mesh: Mesh) -> State:
+    """Describes the state without making it: shapes, dtypes and shardings.
+
+    Init, restore and lowering all use it. A moment of the optimizer lies where its parameter lies:
+    its path ends with the parameter's path. What belongs to no parameter must be a scalar and is
+    replicated.
+
+    Raises:
+      ValueError: if an array of the optimizer belongs to no parameter.
+    """
+    shapes = jax.eval_shape(lambda key: create_state(config, key), jax.random.key(0))
+    specs = {
+        path: partition.spec_of(jax.tree_util.keystr(path), x.shape, mesh)
+        for path, x in jax.tree_util.tree_leaves_with_path(shapes.params)
+    }
+
+    def place(path: tuple[Any, ...], x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        suffixes = (path[i:] for i in range(len(path)))
+        spec = next((specs[suffix] for suffix in suffixes if suffix in specs), None)
+        if spec is None and x.ndim:
+            raise ValueError(
+                f"{jax.tree_util.keystr(path)} {x.shape} follows no parameter: where does it live?"
+            )
+        return jax.ShapeDtypeStruct(
+            x.shape, x.dtype, sharding=NamedSharding(mesh, spec or PartitionSpec())
+        )
+
+    return jax.tree_util.tree_map_with_path(place, shapes)
+
+
+def shardings_of(abstract: State) -> State:
+    """Returns the sharding of every array of an abstract state, in the same tree."""
+    return jax.tree.map(lambda x: x.sharding, abstract)
+
+
+def init_state(config: TrainConfig, abstract: State) -> State:
+    """Makes the initial state, every array born where `abstract` says.
+
+    The same seed gives the same values on any mesh.
+    """
+    create = jax.jit(lambda key: create_state(config, key), out_shardings=shardings_of(abstract))
+    return create(jax.random.key(config.seed))

@@ -1,0 +1,116 @@
+"""One training step and one evaluation step as pure functions of arrays."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from miras_jax.nn import LanguageModel
+from miras_jax.nn.partition import BATCH, constrain
+from miras_jax.training.state import State
+
+Batch = dict[str, jax.Array]
+
+
+def nats(params: LanguageModel, batch: Batch) -> tuple[jax.Array, jax.Array]:
+    """Sums the cross-entropy of every next token over a batch.
+
+    Args:
+      params: the model.
+      batch: `tokens` int32 [B, T + 1] and, optionally, `mask` float32 [B, T], the weight of each
+        target (default 1).
+
+    Returns:
+      The weighted sum in nats and the sum of the weights, both float32 [].
+    """
+    tokens = batch["tokens"]
+    targets = tokens[:, 1:]
+    weights = batch["mask"] if "mask" in batch else jnp.ones(targets.shape, jnp.float32)
+    logits, _ = params(tokens[:, :-1])
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), targets)
+    return jnp.sum(losses * weights), jnp.sum(weights)
+
+
+def microbatches(batch: Batch, count: int) -> Batch:
+    """Cuts [B, ...] into [count, B / count, ...].
+
+    Every count-th row goes to the same microbatch, so that all rows stay on their device.
+    """
+
+    def cut(x: jax.Array) -> jax.Array:
+        x = x.reshape(x.shape[0] // count, count, *x.shape[1:]).swapaxes(0, 1)
+        return constrain(x, None, BATCH)
+
+    return jax.tree.map(cut, batch)
+
+
+def train_step(
+    state: State,
+    batch: Batch,
+    *,
+    optimizer: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    accumulation: int = 1,
+    shardings: Any = None,
+) -> tuple[State, dict[str, jax.Array]]:
+    """Makes one update from one batch.
+
+    Losses, weights and gradients are summed over the microbatches and divided once, so that cutting
+    a batch, evenly weighted or not, changes nothing but rounding.
+
+    Args:
+      state: the state before; donate it.
+      batch: see `nats`; B must be a multiple of `accumulation`.
+      optimizer: the update rule.
+      schedule: updates done -> learning rate, for the record only.
+      accumulation: number of microbatches.
+      shardings: of `state.params`, to keep summed gradients where their parameters live; None
+        without a mesh.
+
+    Returns:
+      The state after and float32 scalars: `train/loss` (nats per token), `train/grad_norm` (before
+      clipping), `train/update_norm`, `train/learning_rate`.
+    """
+
+    def gather(total, microbatch):
+        (loss, weight), grads = jax.value_and_grad(nats, has_aux=True)(state.params, microbatch)
+        total = jax.tree.map(jnp.add, total, (loss, weight, grads))
+        return (*total[:2], place(total[2])), None
+
+    def place(grads):
+        return grads if shardings is None else jax.lax.with_sharding_constraint(grads, shardings)
+
+    zero = (jnp.zeros(()), jnp.zeros(()), place(jax.tree.map(jnp.zeros_like, state.params)))
+    (loss, weight, grads), _ = jax.lax.scan(gather, zero, microbatches(batch, accumulation))
+    loss, grads = loss / weight, jax.tree.map(lambda g: g / weight, grads)
+
+    updates, opt = optimizer.update(grads, state.opt, state.params)
+    metrics = {
+        "train/loss": loss,
+        "train/grad_norm": optax.tree.norm(grads),
+        "train/update_norm": optax.tree.norm(updates),
+        "train/learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
+    }
+    return State(
+        step=state.step + 1, params=optax.apply_updates(state.params, updates), opt=opt
+    ), metrics
+
+
+def evaluation_step(params: LanguageModel, batch: Batch, *, separator: int) -> dict[str, jax.Array]:
+    """Sums up one held-out batch.
+
+    Args:
+      params: the model.
+      batch: `tokens` int32 [B, T + 1] and `mask` float32 [B, T].
+      separator: the id that stands between documents and is no byte of text.
+
+    Returns:
+      float32 []: `nats`, `tokens` (targets) and `bytes` (targets that are text).
+    """
+    loss, tokens = nats(params, batch)
+    return {
+        "nats": loss,
+        "tokens": tokens,
+        "bytes": jnp.sum(batch["mask"] * (batch["tokens"][:, 1:] != separator)),
+    }

@@ -1,0 +1,78 @@
+"""What is refused before anything is made, and with which words."""
+
+import dataclasses
+
+import pytest
+
+from miras_jax.training import (
+    CheckpointConfig,
+    EvaluationConfig,
+    LogConfig,
+    MeshConfig,
+    OptimizerConfig,
+    UserError,
+    train,
+)
+from miras_jax.training.config import validate
+from miras_jax.training.state import make_mesh
+from tests.training.toy import toy
+
+
+def test_toy_is_valid(tmp_path):
+    validate(toy(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"steps": 0}, "steps must be at least 1, got 0"),
+        ({"accumulation": 0}, "accumulation must be at least 1"),
+        ({"mesh": MeshConfig(tensor=0)}, "mesh.tensor must be at least 1"),
+        ({"mesh": MeshConfig(devices=0)}, "mesh.devices must be at least 1"),
+        ({"mesh": MeshConfig(tensor=4)}, "model.heads 2 must be a multiple of mesh.tensor 4"),
+        ({"mesh": MeshConfig(data=3)}, "data.batch_size 8 must be a multiple"),
+        ({"accumulation": 3}, "data.batch_size 8 must be a multiple"),
+        ({"checkpoint": CheckpointConfig(keep=0)}, "checkpoint.keep"),
+        ({"evaluation": EvaluationConfig(batches=0)}, "evaluation.batches"),
+        ({"evaluation": EvaluationConfig(sample_tokens=-1)}, "evaluation.sample_tokens"),
+        ({"log": LogConfig(every=0)}, "log.every"),
+        ({"optimizer": OptimizerConfig(learning_rate=0.0)}, "optimizer.learning_rate"),
+        ({"optimizer": OptimizerConfig(learning_rate=float("nan"))}, "optimizer.learning_rate"),
+        ({"optimizer": OptimizerConfig(b2=1.0)}, "optimizer.b2 must be at least 0 and below 1"),
+        ({"optimizer": OptimizerConfig(final_fraction=2.0)}, "optimizer.final_fraction"),
+        ({"optimizer": OptimizerConfig(warmup_steps=-1)}, "optimizer.warmup_steps"),
+    ],
+)
+def test_refuses(tmp_path, changes, message):
+    with pytest.raises(UserError, match=message):
+        train(toy(tmp_path, **changes))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("data", "model", "message"),
+    [
+        ({"window": 0}, {}, "data.window must be at least 1"),
+        ({"window": 10**6}, {}, "too few for data.window 1000000"),
+        ({"source": "/nowhere"}, {}, "/nowhere"),
+        ({}, {"vocab_size": 64}, "model.vocab_size 64 is less than the tokenizer's 257"),
+    ],
+)
+def test_refuses_data_and_model(tmp_path, data, model, message):
+    config = toy(tmp_path)
+    config = dataclasses.replace(
+        config,
+        data=dataclasses.replace(config.data, **data),
+        model=dataclasses.replace(config.model, **model),
+    )
+    with pytest.raises(UserError, match=message):
+        train(config)
+    assert not (tmp_path / "run").exists()
+
+
+def test_mesh_must_divide_the_devices():
+    assert make_mesh(MeshConfig(data=2, tensor=2)).shape == {"data": 2, "fsdp": 1, "tensor": 2}
+    with pytest.raises(UserError, match="= 3 x 1 x 1 = 3 devices does not divide the 8 cpu"):
+        make_mesh(MeshConfig(data=3))
+    with pytest.raises(UserError, match="devices 16 cannot be emulated"):
+        make_mesh(MeshConfig(data=16, devices=16))
