@@ -31,11 +31,15 @@ class Parser(argparse.ArgumentParser):
 def main(argv: list[str] | None = None) -> int:
     """Runs one command and returns its exit code.
 
-    0: done; 1: the training diverged; 2: a bad request; 130 or 143: stopped by a signal, and saved.
+    0: done; 1: the training diverged; 2: a bad request; 130 or 143: stopped by a signal, and saved;
+    141: nobody reads the output any more.
     """
     arguments = parser().parse_args(argv)
     try:
         return arguments.run(arguments)
+    except BrokenPipeError:  # the reader of our output has gone: miras generate ... | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except KeyboardInterrupt:  # while training, the loop has its own way
         print("\nmiras: interrupted", file=sys.stderr)
         return 130
@@ -174,7 +178,7 @@ def zoo(arguments: argparse.Namespace) -> int:
 
     from miras_jax import zoo as models
 
-    columns = ("name", "architecture", "bias", "retention", "algorithm", "source")
+    columns = "name architecture bias retention algorithm gates forms source".split()
     table = Table(box=None, pad_edge=False)
     for column in columns:
         table.add_column(column, no_wrap=column == "name")

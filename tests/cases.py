@@ -64,9 +64,11 @@ def cotangents(tree, seed: int = 7):
     """Random numbers of the shapes of the tree's floating leaves, zeros elsewhere."""
     rng = np.random.default_rng(seed)
     return jax.tree.map(
-        lambda x: jnp.asarray(rng.normal(size=x.shape), x.dtype)
-        if jnp.issubdtype(x.dtype, jnp.floating)
-        else jnp.zeros_like(x),
+        lambda x: (
+            jnp.asarray(rng.normal(size=x.shape), x.dtype)
+            if jnp.issubdtype(x.dtype, jnp.floating)
+            else jnp.zeros_like(x)
+        ),
         tree,
     )
 
@@ -80,7 +82,9 @@ def weigh(tree, seed: int = 7):
 def close(a, b, rtol: float, atol: float = 0.0):
     """Asserts equality of two pytrees; rtol is relative to the largest entry of each leaf."""
     assert jax.tree.structure(a) == jax.tree.structure(b)
-    for (path, x), y in zip(jax.tree_util.tree_leaves_with_path(a), jax.tree.leaves(b), strict=True):
+    for (path, x), y in zip(
+        jax.tree_util.tree_leaves_with_path(a), jax.tree.leaves(b), strict=True
+    ):
         x, y = np.asarray(x), np.asarray(y)
         assert x.shape == y.shape, jax.tree_util.keystr(path)
         scale = max(np.abs(y).max(initial=0.0), np.finfo(np.float32).tiny)

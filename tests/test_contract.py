@@ -67,7 +67,7 @@ def test_rows_are_independent(name):
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("cuts", [(1,), (CHUNK,), (6,), (2, 3, 9), (T - 1,)])
+@pytest.mark.parametrize("cuts", [(CHUNK,), (6, T - 1), (1, 3, 9)])
 def test_splits_anywhere(name, form, cuts):
     c = case(memory_of(name))
 
@@ -83,7 +83,7 @@ def test_splits_anywhere(name, form, cuts):
     close(value_and_gradients(c, in_pieces), at_once, rtol=EXACT)
 
 
-DOCUMENTS = ([0, 0, 0, 0, 0, 1, 2, 2, 2, 2, 2, 2, 2], [3, 4, 4, 4, 5, 5, 5, 5, 6, 6, 6, 7, 9])
+DOCUMENTS = ([0] * 5 + [1] + [2] * 7, [3] + [4] * 3 + [5] * 2 + [9] * 7)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -176,9 +176,14 @@ def test_finite_differences(name, form):
     for argument in arguments:
         if not jax.tree.leaves(arguments[argument]):
             continue
-        direction = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape)), arguments[argument])
+        direction = jax.tree.map(
+            lambda x: jnp.asarray(rng.normal(size=x.shape)), arguments[argument]
+        )
         moved = [
-            {**arguments, argument: jax.tree.map(lambda x, d, e=e: x + e * d, arguments[argument], direction)}
+            {
+                **arguments,
+                argument: jax.tree.map(lambda x, d, e=e: x + e * d, arguments[argument], direction),
+            }
             for e in (1e-5, -1e-5)
         ]
         numeric = (value_and_grad(moved[0])[0] - value_and_grad(moved[1])[0]) / 2e-5
@@ -207,9 +212,7 @@ def test_finite_at_extremes(name, form):
     k = c.inputs["k"].at[:, 3:6].set(c.inputs["k"][:, 2:3]).at[:, 8].set(0.0)
     inputs = dict(c.inputs, k=k, q=c.inputs["q"].at[:, 4].set(0.0))
     run = jax.jit(
-        jax.value_and_grad(
-            lambda p, x: weigh(read(c.memory, p, x, form=form)), argnums=(0, 1)
-        )
+        jax.value_and_grad(lambda p, x: weigh(read(c.memory, p, x, form=form)), argnums=(0, 1))
     )
     for ends in range(2):
         for alternate in (False, True):
@@ -228,7 +231,8 @@ def test_bfloat16_inputs_keep_a_float32_state(name):
     y, state = read(c.memory, c.params, low)
     assert y.dtype == jnp.bfloat16
     floats = [x for x in jax.tree.leaves(state) if jnp.issubdtype(x.dtype, jnp.floating)]
-    assert floats and all(x.dtype == jnp.float32 for x in floats)
+    assert floats
+    assert all(x.dtype == jnp.float32 for x in floats)
     # The same numbers read in float32: only the rounding of y to bfloat16 (2^-8) is left.
     exact, _ = read(c.memory, c.params, {n: x.astype(jnp.float32) for n, x in low.items()})
     close(y.astype(jnp.float32), exact, rtol=2**-8)

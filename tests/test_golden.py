@@ -77,7 +77,9 @@ def test_golden_momentum(shared, x64, form):
     data = np.load(shared / "golden" / "titans_linear_momentum_chunk1.npz", allow_pickle=False)
     memory = Memory(retention=L2Decay(), algorithm=Momentum(), chunk_size=8)
     width = data["q"].shape[3]
-    params = memory.init(jax.random.key(0), heads=data["q"].shape[2], key_dim=width, value_dim=width)
+    params = memory.init(
+        jax.random.key(0), heads=data["q"].shape[2], key_dim=width, value_dim=width
+    )
     names = ["q", "k", "v", "step", "decay", "momentum", "initial_W1", "initial_momentum_W1"]
     arrays = {n: jnp.asarray(data[n]) for n in names}
 

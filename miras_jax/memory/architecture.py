@@ -72,7 +72,8 @@ class MLP:
     def __post_init__(self):
         if self.depth < 1 or self.expansion < 1:
             raise ValueError(
-                f"MLP memory needs depth >= 1 and expansion >= 1, got {self.depth=}, {self.expansion=}."
+                "MLP memory needs depth >= 1 and expansion >= 1, "
+                f"got {self.depth=}, {self.expansion=}."
             )
 
     @property
@@ -83,8 +84,8 @@ class MLP:
     def layers(self, key_dim: int, value_dim: int) -> dict[str, Layer]:
         if self.residual and key_dim != value_dim:
             raise ValueError(
-                f"A residual MLP memory adds its key to its value: {key_dim=} must equal {value_dim=}. "
-                "Choose equal widths or MLP(residual=False)."
+                f"A residual MLP memory adds its key to its value: {key_dim=} must equal "
+                f"{value_dim=}. Choose equal widths or MLP(residual=False)."
             )
         widths = [key_dim] + [self.expansion * key_dim] * (self.depth - 1) + [value_dim]
         return {

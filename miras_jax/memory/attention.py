@@ -1,4 +1,4 @@
-"""The non-parametric memory: softmax attention, which keeps every pair (Miras Table 1, Transformer).
+"""The non-parametric memory: softmax attention, which keeps every pair (Miras Table 1).
 
 Attention is the Nadaraya-Watson solution of the l2 bias over all pairs read so far, without
 retention. Its state grows with what it has read; everything else obeys the contract of `Memory`.

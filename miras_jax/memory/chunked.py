@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from miras_jax.memory import coefficients as co
 from miras_jax.memory import layer as la
 from miras_jax.memory.memory import Memory, Weights
+from miras_jax.memory.triangular import solve_unit_lower
 
 
 class Head(NamedTuple):
@@ -45,7 +46,9 @@ class Chunk(NamedTuple):
     live: jax.Array | None
 
 
-def chunk_step(memory: Memory, initial: Weights, head: Head, chunk: Chunk) -> tuple[Head, jax.Array]:
+def chunk_step(
+    memory: Memory, initial: Weights, head: Head, chunk: Chunk
+) -> tuple[Head, jax.Array]:
     """Reads a chunk and learns from it.
 
     Args:
@@ -88,37 +91,30 @@ def chunk_step(memory: Memory, initial: Weights, head: Head, chunk: Chunk) -> tu
         y0 = x @ memory.retention.link(initial[name], initial[name], layers[name])
         return jnp.where(docs.fresh[:, None], y0, y)
 
-    def write_side() -> tuple[Weights, Weights]:
-        """Factors u and d of every layer's outer products, with the steps in them."""
-        if memory.exact:
-            ((name, layer),) = layers.items()
-            inputs = {name: chunk.k}
-        else:
-            inputs, cotangents = _chunk_gradients(memory, layers, start_linear, chunk)
-        u = {
-            name: gates[name].step_in
-            * memory.algorithm.direction(inputs[name], memory.retention.gain(layer))
-            for name, layer in layers.items()
+    # Write: layer by layer, token i adds the outer product -u_i d_i^T, steps included.
+    if memory.exact:
+        inputs = dict.fromkeys(layers, chunk.k)  # one layer, which reads the keys
+    else:
+        inputs, cotangents = _chunk_gradients(memory, layers, start_linear, chunk)
+    u = {
+        name: gates[name].step_in
+        * memory.algorithm.direction(inputs[name], memory.retention.gain(layer))
+        for name, layer in layers.items()
+    }
+    if memory.exact:
+        cotangents = {
+            name: _exact_gradients(
+                memory, chunk, u[name], memories[name], coefs[name], gates[name].axis
+            )
+            for name in layers
         }
-        if memory.exact:
-            if memory.retention.decay_first:
-                earlier = co.before_write(coefs[name])
-            else:
-                earlier = co.before(coefs[name], chunk.reset)
-            axis = gates[name].axis
-            recalled = la.read_start(chunk.k, memories[name], earlier, axis, packed)
-            coupling = la.scores(chunk.k, u[name], earlier.write, axis)
-            cotangents = {name: _solve(memory.bias.curvature, coupling, recalled, chunk.v)}
-        d = {
-            name: x if gates[name].step_out is None else x * gates[name].step_out
-            for name, x in cotangents.items()
-        }
-        return u, d
+    d = {
+        name: x if gates[name].step_out is None else x * gates[name].step_out
+        for name, x in cotangents.items()
+    }
 
-    u, d = write_side()
-
+    # Read: the layer as it stands after each token's own write.
     def token_linear(name, x):
-        """The layer as it stands after each token's own write."""
         c, axis = coefs[name], gates[name].axis
         y = la.read_start(x, memories[name], c, axis, packed)
         y -= la.read_writes(x, u[name], d[name], c.write, axis)
@@ -128,9 +124,9 @@ def chunk_step(memory: Memory, initial: Weights, head: Head, chunk: Chunk) -> tu
             factor = jnp.where(docs.fresh[:, None], fresh_factor, factor)
         return factor * y
 
-    y = memory.architecture.apply(
-        token_linear if memory.read == "token" else start_linear, chunk.q
-    )
+    y = memory.architecture.apply(token_linear if memory.read == "token" else start_linear, chunk.q)
+
+    # Carry.
     weights = {
         name: la.end(u[name], d[name], memories[name], coefs[name], gates[name].axis, packed)
         for name in layers
@@ -164,19 +160,19 @@ def _chunk_gradients(memory, layers, start_linear, chunk: Chunk) -> tuple[Weight
     return inputs, cotangents
 
 
-def _solve(curvature: float, coupling: jax.Array, recalled: jax.Array, v: jax.Array) -> jax.Array:
-    """Gradients `d_t = c pred_t - v_t` of a linear memory, each at its own token's memory.
+def _exact_gradients(memory, chunk: Chunk, u, start: la.LayerMemory, c: co.Coefficients, axis):
+    """Gradients `d_t = c pred_t - v_t` `[C, V]` of a linear memory, each at its own token's memory.
 
     `pred_t = recalled_t - sum_{i<t} coupling[t,i] d_i`, so `(I + c coupling) d = c recalled - v`
-    with a strictly lower triangular coupling. Forward substitution, never an inverse: keys that
-    resemble each other make the inverse's entries huge.
+    with a strictly lower triangular coupling.
     """
+    curvature = memory.bias.curvature
     if curvature == 0.0:
-        return -v
-    system = jnp.eye(v.shape[0], dtype=v.dtype) + curvature * coupling
-    return jax.scipy.linalg.solve_triangular(
-        system, curvature * recalled - v, lower=True, unit_diagonal=True
-    )
+        return -chunk.v
+    earlier = co.before_write(c) if memory.retention.decay_first else co.before(c, chunk.reset)
+    recalled = la.read_start(chunk.k, start, earlier, axis, chunk.reset is not None)
+    coupling = la.scores(chunk.k, u, earlier.write, axis)
+    return solve_unit_lower(curvature * coupling, curvature * recalled - chunk.v)
 
 
 def chunked(

@@ -18,8 +18,10 @@ def per_token(memory: Memory | Attention, key_dim: int, value_dim: int, window: 
     total = 0.0
     for layer in memory.layers(key_dim, value_dim).values():
         weights = 2 * layer.inputs * layer.outputs
-        # Predict, read, write; and the cotangent, which stops at the first layer.
-        total += weights * (3 if layer.reads_key else 4)
+        # Read, write; the prediction, which the dot product does not need; and the cotangent,
+        # which stops at the first layer.
+        predict = memory.bias.curvature != 0
+        total += weights * (2 + predict + (not layer.reads_key))
         # The reads of the chunk's own writes, causal: half of C tokens, scores and values.
         total += chunk * (layer.inputs + layer.outputs)
     return total

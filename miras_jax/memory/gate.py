@@ -1,4 +1,4 @@
-"""Gates: the data-dependent numbers that steer a memory, described so that any layer can produce them.
+"""Gates: the data-dependent numbers that steer a memory, described for whoever produces them.
 
 A memory never computes its own gates. It says which it needs (`Memory.gates`), with the
 shape, the range, the activation and the initial value of each, and `memorize` receives their

@@ -109,7 +109,9 @@ def _check(memory, params, q, k, v, gates, segment_ids, form):
             f"inputs have {(tokens[2], key_dim, value_dim)}."
         )
     if set(gates) != set(memory.gates):
-        raise ValueError(f"This memory needs the gates {sorted(memory.gates)}, got {sorted(gates)}.")
+        raise ValueError(
+            f"This memory needs the gates {sorted(memory.gates)}, got {sorted(gates)}."
+        )
     for name, gate in memory.gates.items():
         shape = gate.shape(tokens, key_dim, value_dim)
         if gates[name].shape != shape:

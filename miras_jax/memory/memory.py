@@ -113,8 +113,8 @@ class Memory:
         by_value = [name for name, gate in self.gates.items() if gate.per == "value"]
         if by_value and self.exact and self.bias.curvature:
             raise ValueError(
-                f"The exact delta rule couples all value channels through one solve: gates {by_value} "
-                "per value channel need gradient='chunk'."
+                "The exact delta rule couples all value channels through one solve: gates "
+                f"{by_value} per value channel need gradient='chunk'."
             )
 
     @property

@@ -48,7 +48,7 @@ def token_step(
 
     # A' = anchor + rho (A - anchor)
     decayed = {}
-    for name, layer in layers.items():
+    for name in layers:
         rho = jnp.exp(by_layer[name].log_decay)
         rho = rho.T if by_layer[name].axis == "inputs" else rho
         anchor = initial[name] if retention.anchor == "initial" else 0.0
@@ -57,10 +57,9 @@ def token_step(
             decayed[name] = weights[name]
 
     # g = dl/dW at the memory that the residual is measured against: an outer product per layer.
+    against = start
     if memory.exact:
         against = decayed if retention.decay_first else weights
-    else:
-        against = start
     inputs = {}
 
     def predict(taps):

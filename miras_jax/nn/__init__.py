@@ -6,4 +6,12 @@ from miras_jax.nn.generation import generate
 from miras_jax.nn.memory_layer import MemoryLayer
 from miras_jax.nn.model import LanguageModel, ModelState
 
-__all__ = ["LanguageModel", "MemoryLayer", "ModelConfig", "ModelState", "generate", "partition", "sizes"]
+__all__ = [
+    "LanguageModel",
+    "MemoryLayer",
+    "ModelConfig",
+    "ModelState",
+    "generate",
+    "partition",
+    "sizes",
+]

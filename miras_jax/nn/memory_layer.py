@@ -1,4 +1,4 @@
-"""The memory layer: projections, short convolutions, gates, the memory itself, output norm and gate.
+"""The memory layer: projections, short convolutions, gates, the memory, output norm and gate.
 
 The layer knows no model by name: the memory says which gates it needs, the row of the zoo which
 parts stand round it.
@@ -62,9 +62,7 @@ class MemoryLayer(nnx.Module):
             self.convolutions = nnx.Dict(
                 {name: ShortConvolution(dim, rngs=rngs) for name in ("query", "key", "value")}
             )
-        self.gates = gate_projections(
-            self.memory.gates, dim, heads, width, config.gate_rank, rngs
-        )
+        self.gates = gate_projections(self.memory.gates, dim, heads, width, config.gate_rank, rngs)
         start = self.memory.init(rngs.params(), heads=heads, key_dim=width, value_dim=width)
         self.start = nnx.Dict({name: nnx.Param(w) for name, w in start.weights.items()})
         if config.layer.output_norm:

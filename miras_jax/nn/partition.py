@@ -1,4 +1,4 @@
-"""Where arrays live on a mesh: one table of path rules, for parameters and for what derives of them.
+"""Where arrays live on a mesh: one table of path rules for parameters and what derives of them.
 
 Mesh axes: `data` (rows of the batch, weights replicated), `fsdp` (rows of the batch, weights
 sharded and gathered where they are used) and `tensor` (heads and hidden units). The models name no
@@ -44,7 +44,10 @@ def spec_of(path: str, shape: tuple[int, ...], mesh: jax.sharding.Mesh) -> P:
     for pattern, spec in RULES:
         if re.search(pattern, path):
             names = (None,) * (len(shape) - len(spec)) + tuple(spec)
-            fits = [n if n and size % mesh.shape[n] == 0 else None for n, size in zip(names, shape, strict=True)]
+            fits = [
+                n if n and size % mesh.shape[n] == 0 else None
+                for n, size in zip(names, shape, strict=True)
+            ]
             return P(*fits)
     raise ValueError(f"No sharding rule matches the parameter {path} of shape {shape}.")
 

@@ -47,3 +47,13 @@ class Row:
     retention: str
     algorithm: str
     source: str
+
+    @property
+    def gates(self) -> str:
+        """The names of the gates that the memory needs, for the table."""
+        return ", ".join(self.memory.gates) or "none"
+
+    @property
+    def forms(self) -> str:
+        """The names of the forms in which it runs, for the table."""
+        return ", ".join(self.memory.forms)

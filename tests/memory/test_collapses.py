@@ -107,7 +107,7 @@ def test_lp_with_p_two_is_l2():
 
 
 def test_lp_gradients_are_those_of_their_loss():
-    """The smooth form differentiates (r^2 + eps)^(p/2) / p; the tanh form is the paper's product."""
+    """The smooth form differentiates (r^2 + eps)^(p/2) / p; tanh gives the paper's product."""
     r = jnp.linspace(-2.0, 2.0, 41)
     zero = jnp.zeros_like(r)
     for p in (1.0, 1.5, 3.0, 4.0):
@@ -166,9 +166,7 @@ def test_kl_on_logits_is_the_printed_softmax(anchor):
 
     Towards the start it is the same with log(W / W_0) in place of log W.
     """
-    memory = Memory(
-        retention=KL(decay=log_decay(), anchor=anchor), chunk_size=1, read="chunk"
-    )
+    memory = Memory(retention=KL(decay=log_decay(), anchor=anchor), chunk_size=1, read="chunk")
     c = case(memory)
     _, state = read(memory, c.params, c.inputs)
     layer = memory.layers(K, K)["memory"]
@@ -211,7 +209,7 @@ def test_anchors_agree_for_a_memory_that_starts_at_zero():
 @pytest.mark.parametrize("per", ["key", "value"])
 @pytest.mark.parametrize("deep", [False, True])
 def test_equal_channels_are_one_decay(per, deep):
-    """A decay per channel whose channels agree is the decay per head; forms agree if they do not."""
+    """Channels that agree are the decay per head; if they do not, the forms still agree."""
     memory = YAAD if deep else dataclasses.replace(memory_of("deltanet"), retention=L2Decay())
     if per == "value" and not deep:
         memory = dataclasses.replace(memory, bias=DotProduct())

@@ -81,7 +81,9 @@ def test_state_takes_weights_and_refuses_wrong_ones():
         mj.zoo.get("yaad").init_state(params, batch=4, phase=16)
 
 
-@pytest.mark.parametrize("gate", [Gate(), Gate(initial=0.7, high=2.0), log_decay(), log_decay("key")])
+@pytest.mark.parametrize(
+    "gate", [Gate(), Gate(initial=0.7, high=2.0), log_decay(), log_decay("key")]
+)
 def test_gates_start_at_their_initial_values(gate):
     values = gate.activate(jnp.asarray(gate.initial_logits(5), jnp.float32))
     low, high = gate.range

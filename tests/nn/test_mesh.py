@@ -61,7 +61,9 @@ def test_every_parameter_has_a_rule():
     """Large matrices are split over fsdp and tensor, heads over tensor; nothing is left out."""
     mesh = jax.sharding.AbstractMesh((1, 2, 2), partition.AXES)
     config = dataclasses.replace(CONFIG, memory="titans", tie_embeddings=False)
-    shapes = jax.eval_shape(lambda key: LanguageModel(config, rngs=nnx.Rngs(key)), jax.random.key(0))
+    shapes = jax.eval_shape(
+        lambda key: LanguageModel(config, rngs=nnx.Rngs(key)), jax.random.key(0)
+    )
     specs = {
         jax.tree_util.keystr(path): partition.spec_of(jax.tree_util.keystr(path), x.shape, mesh)
         for path, x in jax.tree_util.tree_leaves_with_path(shapes)
@@ -74,6 +76,8 @@ def test_every_parameter_has_a_rule():
     assert named("embedding") == P("tensor", "fsdp")
     assert named(".head.kernel") == P("fsdp", "tensor")
     assert named("convolutions.key") == P(None, None, "tensor")
-    assert named("gates.step.expand.bias") == P(None, None) or named("gates.step.expand.bias") == P(None)
+    assert named("gates.step.expand.bias") == P(None, None) or named("gates.step.expand.bias") == P(
+        None
+    )
     with pytest.raises(ValueError, match=r"No sharding rule matches the parameter \.new"):
         partition.spec_of(".new", (2, 2), mesh)

@@ -115,7 +115,9 @@ def test_every_parameter_is_learned(name):
 def test_sizes_of_the_paper(name, size, millions):
     """Miras Table 5 (and 1.3B, which it leaves out): within 3% of the count in the name."""
     config = mj.nn.sizes.SIZES[size](name)
-    shapes = jax.eval_shape(lambda key: LanguageModel(config, rngs=nnx.Rngs(key)), jax.random.key(0))
+    shapes = jax.eval_shape(
+        lambda key: LanguageModel(config, rngs=nnx.Rngs(key)), jax.random.key(0)
+    )
     count = sum(x.size for x in jax.tree.leaves(shapes))
     assert count == pytest.approx(millions * 1e6, rel=0.03)
 

@@ -1,0 +1,77 @@
+"""Every snippet and every command of the README and the guides runs.
+
+Python blocks run as they stand. Of the commands, `miras` runs as it stands in a folder of its own,
+in the order of the page; `make` is checked to have the target (running it is CI's work).
+"""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return [code for kind, code in BLOCK.findall(page.read_text()) if kind == language]
+
+
+def commands(page: Path) -> list[str]:
+    lines = "\n".join(blocks(page, "console")).splitlines()
+    return [line.removeprefix("$ ") for line in lines if line.startswith("$ ")]
+
+
+SNIPPETS = [
+    pytest.param(code, id=f"{page.stem}-{i}")
+    for page in PAGES
+    for i, code in enumerate(blocks(page, "python"))
+]
+
+
+@pytest.mark.parametrize("code", SNIPPETS)
+def test_python_snippets_run(code):
+    exec(compile(code, "snippet", "exec"), {"__name__": "snippet"})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", [p for p in PAGES if commands(p)], ids=lambda page: page.stem)
+def test_commands_run(page, tmp_path):
+    (tmp_path / "experiments").symlink_to(ROOT / "experiments")
+    for command in commands(page):
+        program, *arguments = shlex.split(command)
+        if program == "make":
+            done = run(["make", "-n", "-C", str(ROOT), *arguments], tmp_path)
+        elif program == "miras":
+            done = run([sys.executable, "-m", "miras_jax", *arguments], tmp_path)
+        else:
+            done = run(["bash", "-n", "-c", command], tmp_path)
+        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+
+
+def run(command: list[str], folder: Path) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300
+    )
+
+
+def test_links_lead_somewhere():
+    for page in PAGES:
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_readme_lists_the_zoo():
+    """The table of the README is the zoo's."""
+    from miras_jax import zoo
+
+    readme = (ROOT / "README.md").read_text()
+    for row in zoo.table():
+        choices = (row.architecture, row.bias, row.retention, row.algorithm)
+        assert f"| `{row.name}` | {' | '.join(choices)} |" in readme
