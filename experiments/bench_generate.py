@@ -39,9 +39,9 @@ def measure(name: str, length: int, results) -> None:
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--names", nargs="+", default=mj.zoo.names(), choices=mj.zoo.names())
-    parser.add_argument("--lengths", nargs="+", type=int, default=[1000, 32000])
+    parser.add_argument("--lengths", nargs="+", type=int, default=[1000, 32000], help="at least 10")
     args = parser.parse_args()
-    print(f"jax {jax.__version__} on cpu")
+    print(f"jax {jax.__version__} on {jax.devices()[0].device_kind}")
     print(f"{'':18}{'tokens':>8}{'state, kB':>12}{'ms a token':>12}{'peak, MB':>10}")
     context = multiprocessing.get_context("spawn")
     for name in args.names:
@@ -49,8 +49,12 @@ def main():
             results = context.Queue()
             process = context.Process(target=measure, args=(name, length, results))
             process.start()
-            size, milliseconds, peak = results.get()
             process.join()
+            if process.exitcode:
+                raise SystemExit(
+                    f"{name} at {length} tokens ended with exit code {process.exitcode}"
+                )
+            size, milliseconds, peak = results.get()
             print(
                 f"{name:18}{length:8,}{size / 1e3:12,.0f}{milliseconds:12.3f}{peak:10,.0f}",
                 flush=True,

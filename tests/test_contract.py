@@ -5,8 +5,10 @@ with decay and link amplifies that by its inner gradients, 1e-11 leaves room for
 """
 
 import dataclasses
+import itertools
 
 import jax
+import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -28,8 +30,9 @@ def value_and_gradients(c: Case, run):
     )
 
 
-def test_chunked_equals_recurrent(name):
-    c = case(memory_of(name))
+@pytest.mark.parametrize("tokens", [T, 3 * CHUNK])
+def test_chunked_equals_recurrent(name, tokens):
+    c = case(memory_of(name), tokens=tokens)
     results = [
         jax.jit(lambda p, x, form=form: read(c.memory, p, x, form=form))(c.params, c.inputs)
         for form in FORMS
@@ -47,7 +50,7 @@ def test_causality(name, form):
     c = case(memory_of(name))
     run = jax.jit(lambda x: read(c.memory, c.params, x, form=form)[0])
     y = run(c.inputs)
-    for t in (0, 5, T - 1):
+    for t in (1, 5, T - 1):
         for input_name in c.inputs:
             changed = dict(c.inputs)
             changed[input_name] = changed[input_name].at[:, t].multiply(0.5)
@@ -201,7 +204,7 @@ EXTREMES = {
     "log_decay": (0.0, -30.0),
     "step": (0.0, 1.0),
     "momentum": (0.0, 0.999),
-    "threshold": (0.0, 1e6),
+    "threshold": (0.0, np.inf),
 }
 
 
@@ -214,15 +217,61 @@ def test_finite_at_extremes(name, form):
     run = jax.jit(
         jax.value_and_grad(lambda p, x: weigh(read(c.memory, p, x, form=form)), argnums=(0, 1))
     )
-    for ends in range(2):
+    # Every corner, and every corner in turn with the one across.
+    for corner in itertools.product(*(EXTREMES[gate] for gate in c.memory.gates)):
         for alternate in (False, True):
             extreme = dict(inputs)
-            for gate in c.memory.gates:
-                low, high = EXTREMES[gate][ends], EXTREMES[gate][1 - ends]
-                x = jnp.full_like(inputs[gate], low)
-                extreme[gate] = x.at[:, ::2].set(high) if alternate else x
+            for gate, end in zip(c.memory.gates, corner, strict=True):
+                x = jnp.full_like(inputs[gate], end)
+                other = sum(EXTREMES[gate]) - end if np.isfinite(end) else 0.0
+                extreme[gate] = x.at[:, ::2].set(other) if alternate else x
             for leaf in jax.tree.leaves(run(c.params, extreme)):
-                assert jnp.isfinite(leaf).all()
+                assert jnp.isfinite(leaf).all(), (corner, alternate)
+
+
+def test_state_can_be_donated_and_is_cast_to_the_inputs(name):
+    """Every leaf is a buffer of its own; a float32 state continues in float64."""
+    c = case(memory_of(name))
+    step = jax.jit(lambda x, state: read(c.memory, c.params, x, state=state), donate_argnums=1)
+    options = {"capacity": T} if name == "transformer" else {}
+    state = c.memory.init_state(c.params, batch=B, **options)
+    y, state = step(c.slice(0, CHUNK), state)
+    assert y.dtype == jnp.float64
+    y, state = step(c.slice(CHUNK, T), state)
+    expected, _ = read(c.memory, c.params, c.inputs)
+    # The start was float32; the numbers in it are not rounded otherwise.
+    close(y, expected[:, CHUNK:], rtol=1e-6)
+
+
+def test_products_keep_their_precision_under_transformations(name):
+    """On accelerators a product of default precision is one of bfloat16 or TF32."""
+    c = case(memory_of(name), dtype=jnp.float32)
+
+    def loss(params, inputs):
+        return weigh(read(c.memory, params, inputs))
+
+    for transformed in (
+        jax.grad(jax.jit(loss), argnums=(0, 1)),
+        jax.grad(jax.checkpoint(loss), argnums=(0, 1)),
+    ):
+        dots = list(_dots(jax.make_jaxpr(transformed)(c.params, c.inputs).jaxpr))
+        assert dots
+        for equation in dots:
+            assert equation.params["precision"] is not None, equation
+
+
+def _dots(jaxpr):
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            yield equation
+        for inner in jax.tree.leaves(
+            list(equation.params.values()),
+            is_leaf=lambda x: isinstance(x, jax.extend.core.ClosedJaxpr | jax.extend.core.Jaxpr),
+        ):
+            if isinstance(inner, jax.extend.core.ClosedJaxpr):
+                yield from _dots(inner.jaxpr)
+            elif isinstance(inner, jax.extend.core.Jaxpr):
+                yield from _dots(inner)
 
 
 def test_bfloat16_inputs_keep_a_float32_state(name):
@@ -254,6 +303,14 @@ def test_refuses_what_does_not_fit(name):
         call(gates={**gates, "unknown": q[..., 0]})
     with pytest.raises(ValueError, match="segment_ids need shape"):
         call(segment_ids=jnp.zeros((B, T + 1), jnp.int32))
+    with pytest.raises(ValueError, match="an integer type"):
+        call(segment_ids=jnp.zeros((B, T)))
+    with pytest.raises(ValueError, match="not one of this memory for a batch of 2"):
+        call(state=c.memory.init_state(c.params, batch=B + 1))
+    other = memory_of("transformer" if name != "transformer" else "deltanet")
+    other_params = other.init(jax.random.key(0), heads=H, key_dim=K, value_dim=K)
+    with pytest.raises(ValueError, match="not one of this memory"):
+        call(state=other.init_state(other_params, batch=B))
     with pytest.raises(ValueError, match="form must be one of"):
         call(form="fast")
     with pytest.raises(NotImplementedError, match="pallas_tpu"):

@@ -42,10 +42,8 @@ class Attention:
     """Causal softmax attention, `y_t = sum_i softmax_i(q_t . k_i) v_i` over i <= t; as everywhere,
     the caller scales q.
 
-    It has no gates and no chunks; `chunk_size` is 1 so that callers need no special case.
+    It has no gates and no chunks.
     """
-
-    chunk_size: int = 1
 
     forms = ("recurrent", "chunked")
     exact = True
@@ -66,8 +64,8 @@ class Attention:
         capacity: int | None = None,
         dtype: jnp.dtype = jnp.float32,
     ) -> AttentionState:
-        """An empty cache; with a capacity its slots are allocated once and for all, so that
-        decoding compiles once. Reading more than the capacity is the caller's error."""
+        """An empty cache. With a capacity its slots are allocated once and for all, so that
+        decoding compiles once; reading more pairs than that gives NaN."""
         slots = capacity or 0
         return AttentionState(
             keys=jnp.zeros((batch, slots, params.heads, params.key_dim), dtype),
@@ -136,6 +134,8 @@ def _append_and_read(state, q, k, v, document):
     logits = jnp.einsum("bthk,bshk->bhts", q, keys)
     weights = jax.nn.softmax(jnp.where(mask[:, None], logits, -jnp.inf), axis=-1)
     y = jnp.einsum("bhts,bshv->bthv", weights, values)
+    # The slots are overwritten when they do not suffice: say so rather than answer wrongly.
+    y = jnp.where(state.length + total <= slot.size, y, jnp.nan)
     state = dataclasses.replace(
         state, keys=keys, values=values, document=documents, length=state.length + total
     )

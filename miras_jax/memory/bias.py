@@ -109,8 +109,11 @@ class Huber(Bias):
     def __post_init__(self):
         if self.kind not in ("coordinate", "norm", "switch"):
             raise ValueError(f"Huber kind must be coordinate, norm or switch, got {self.kind!r}.")
-        if isinstance(self.threshold, Gate) and self.threshold.per != "head":
-            raise ValueError(f"Huber's threshold is per head, got per={self.threshold.per!r}.")
+        if isinstance(self.threshold, Gate):
+            if self.threshold.per != "head":
+                raise ValueError(f"Huber's threshold is per head, got per={self.threshold.per!r}.")
+        elif not self.threshold > 0:
+            raise ValueError(f"Huber's threshold must be above 0, got {self.threshold}.")
 
     @property
     def gates(self):
@@ -123,5 +126,6 @@ class Huber(Bias):
             return jnp.clip(r, -delta, delta)
         norm = jnp.sqrt(jnp.sum(r * r, axis=-1, keepdims=True) + self.eps)
         if self.kind == "norm":
-            return r * jnp.minimum(1.0, delta / norm)
-        return jnp.where(norm <= delta, r, delta * r * jax.lax.rsqrt(r * r + self.eps))
+            return r * (jnp.minimum(delta, norm) / norm)  # finite for an infinite threshold too
+        sign = r * jax.lax.rsqrt(r * r + self.eps)
+        return jnp.where(norm <= delta, r, jnp.minimum(delta, norm) * sign)

@@ -8,42 +8,14 @@ for a linear memory with an affine bias, at the memory of its own token by a uni
 solve. Reads see every write up to their own token.
 """
 
-from collections.abc import Mapping
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 
 from miras_jax.memory import coefficients as co
 from miras_jax.memory import layer as la
+from miras_jax.memory.head import Chunk, Head, choose
 from miras_jax.memory.memory import Memory, Weights
 from miras_jax.memory.triangular import solve_unit_lower
-
-
-class Head(NamedTuple):
-    """The state of one head of one row; leaves `[inputs, outputs]` by layer.
-
-    `start` is None when the chunk begins at this very state.
-    """
-
-    weights: Weights
-    momentum: Weights
-    start: Weights | None
-
-
-class Chunk(NamedTuple):
-    """C tokens of one head: q, k `[C, K]`, v `[C, V]`, gates by name `[C]` or `[C, n]`.
-
-    `reset [C]` marks the first token of a document, `live [C]` the tokens that exist; None stands
-    for no reset and for all live.
-    """
-
-    q: jax.Array
-    k: jax.Array
-    v: jax.Array
-    gates: Mapping[str, jax.Array]
-    reset: jax.Array | None
-    live: jax.Array | None
 
 
 def chunk_step(
@@ -205,28 +177,28 @@ def _split(x: jax.Array, length: int) -> jax.Array:
 
 
 def _on_grid(memory, initial, head, tokens):
+    """Whole chunks, then what is left as a shorter one."""
     size, total = memory.chunk_size, tokens.q.shape[0]
     whole = total - total % size
-    head = head._replace(start=None)
+    head, ys = head._replace(start=None), []
 
     def body(head, chunk):
         return chunk_step(memory, initial, head, chunk)
 
-    body_chunks = jax.tree.map(lambda x: _split(x[:whole], size), tokens)
-    ys = []
+    # The backward pass keeps the states at the starts of the chunks and recomputes their insides.
+    body = jax.checkpoint(body, prevent_cse=False)
     if whole:
-        head, y = jax.lax.scan(body, head, body_chunks)
+        chunks = jax.tree.map(lambda x: _split(x[:whole], size), tokens)
+        head, y = jax.lax.scan(body, head, chunks)
         ys.append(y.reshape(whole, -1))
     start = head.weights
-    if total > whole:
-        tail = jax.tree.map(lambda x: x[whole:], tokens)
-        head, y = body(head, tail)
+    if whole < total:
+        rest = jax.tree.map(lambda x: x[whole:], tokens)
+        head, y = body(head, rest)
         ys.append(y)
-        start = start if tail.reset is None else _where(tail.reset.any(), initial, start)
-    else:
-        start = head.weights
-    y = ys[0] if len(ys) == 1 else jnp.concatenate(ys)
-    return head._replace(start={} if memory.exact else start), y
+        if rest.reset is not None:
+            start = choose(rest.reset.any(), initial, start)
+    return head._replace(start={} if memory.exact else start), jnp.concatenate(ys)
 
 
 def _off_grid(memory, initial, head, tokens, phase):
@@ -239,19 +211,17 @@ def _off_grid(memory, initial, head, tokens, phase):
         room = jnp.zeros((count * size, *x.shape[1:]), x.dtype)
         return jax.lax.dynamic_update_slice_in_dim(room, x, phase, axis=0)
 
-    chunks = jax.tree.map(lambda x: _split(place(x), size), tokens)
-    head = head._replace(start=_where(phase == 0, head.weights, head.start))
-
     def body(head, chunk):
         after, y = chunk_step(memory, initial, head, chunk)
         start = head.start
         if chunk.reset is not None:
-            start = _where(chunk.reset.any(), initial, start)
-        return after._replace(start=_where(chunk.live[-1], after.weights, start)), y
+            start = choose(chunk.reset.any(), initial, start)
+        return after._replace(start=choose(chunk.live[-1], after.weights, start)), y
 
-    head, y = jax.lax.scan(body, head, chunks)
+    chunks = jax.tree.map(lambda x: _split(place(x), size), tokens)
+    head, y = jax.lax.scan(jax.checkpoint(body, prevent_cse=False), head, chunks)
     return head, jax.lax.dynamic_slice_in_dim(y.reshape(count * size, -1), phase, total)
 
 
-def _where(condition: jax.Array, a: Weights, b: Weights) -> Weights:
-    return jax.tree.map(lambda x, y: jnp.where(condition, x, y), a, b)
+def _split(x: jax.Array, length: int) -> jax.Array:
+    return x.reshape(x.shape[0] // length, length, *x.shape[1:])

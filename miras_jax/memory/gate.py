@@ -6,10 +6,9 @@ values. A layer projects its input to logits and applies `Gate.activate`.
 """
 
 import dataclasses
-from typing import Literal
+from typing import Literal, get_args
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 Per = Literal["head", "key", "value"]
@@ -25,15 +24,28 @@ class Gate:
         `[B, T, H, K]`; "value" for one per value channel, `[B, T, H, V]`.
       activation: map from a logit to the gate. "sigmoid" times `high` gives (0, high), "softplus"
         gives (0, inf), "negative_softplus" gives (-inf, 0), the range of a log decay.
-      initial: value at initialisation; a pair is spread geometrically over the heads (and
-        channels), so that a layer starts with memories of different time scales.
+      initial: value at initialisation; a pair is spread geometrically over the heads, so that a
+        layer starts with memories of different time scales.
       high: upper end of the sigmoid's range.
+
+    Raises:
+      ValueError: an unknown `per` or activation, or an initial value out of the range.
     """
 
     per: Per = "head"
     activation: Activation = "sigmoid"
     initial: float | tuple[float, float] = 0.5
     high: float = 1.0
+
+    def __post_init__(self):
+        if self.per not in get_args(Per) or self.activation not in get_args(Activation):
+            raise ValueError(
+                f"A gate is per {' or '.join(get_args(Per))}, with activation "
+                f"{' or '.join(get_args(Activation))}; got {self.per!r} and {self.activation!r}."
+            )
+        low, high = self.range
+        if not all(low < value < high for value in np.ravel(self.initial)):
+            raise ValueError(f"initial must be inside ({low}, {high}), got {self.initial}.")
 
     @property
     def range(self) -> tuple[float, float]:
@@ -69,8 +81,3 @@ def log_decay(per: Per = "head", initial: float | tuple[float, float] = (-0.001,
     """A forgetting gate in natural-log space, values <= 0. Initial values span time scales of
     1,000 to 10 tokens over the heads."""
     return Gate(per=per, activation="negative_softplus", initial=initial)
-
-
-def per_head(value: jax.Array, gate: Gate) -> jax.Array:
-    """The gate as `[C, 1]`: itself, or the mean of its channels where a layer has none of them."""
-    return value[:, None] if gate.per == "head" else jnp.mean(value, axis=-1, keepdims=True)

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from miras_jax.memory.attention import Attention, AttentionState, attend
-from miras_jax.memory.chunked import Chunk, Head, chunked
+from miras_jax.memory.chunked import chunked
+from miras_jax.memory.head import Chunk, Head
 from miras_jax.memory.memory import Memory, Parameters, State
 from miras_jax.memory.recurrent import recurrent
 from miras_jax.memory.segments import document_starts
@@ -42,7 +43,8 @@ def memorize(
       gates: values by name as `memory.gates` lists them, `[B, T, H]` or `[B, T, H, channels]`.
       state: what was read before, from `memory.init_state` or an earlier call; None begins anew.
         Feeding a sequence in pieces with the state carried equals feeding it at once.
-      segment_ids: int `[B, T]`, non-decreasing in a row; at every change the memory starts afresh.
+      segment_ids: int `[B, T]`, >= 0, non-decreasing in a row; at every change the memory starts
+        afresh.
         None goes on with the document of the state.
       form: "recurrent", "chunked", or "auto": chunked, but recurrent for single tokens.
 
@@ -55,10 +57,18 @@ def memorize(
     """
     gates = dict(gates or {})
     _check(memory, params, q, k, v, gates, segment_ids, form)
+    _check_state(memory, params, q.shape[0], state)
+    return _memorize(memory, params, q, k, v, gates, state, segment_ids, form)
+
+
+@partial(jax.jit, static_argnames=("memory", "form"))
+def _memorize(memory, params, q, k, v, gates, state, segment_ids, form):
     out_dtype = v.dtype
     dtype = jnp.promote_types(jnp.result_type(q, k, v), jnp.float32)
-    q, k, v = (x.astype(dtype) for x in (q, k, v))
-    gates = {name: x.astype(dtype) for name, x in gates.items()}
+    q, k, v, gates, state = jax.tree.map(
+        lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x,
+        (q, k, v, gates, state),
+    )
     with jax.default_matmul_precision("highest"):
         if isinstance(memory, Attention):
             y, state = attend(memory, params, q, k, v, state, segment_ids, form)
@@ -116,11 +126,34 @@ def _check(memory, params, q, k, v, gates, segment_ids, form):
         shape = gate.shape(tokens, key_dim, value_dim)
         if gates[name].shape != shape:
             raise ValueError(f"Gate {name!r} needs shape {shape}, got {gates[name].shape}.")
-    if segment_ids is not None and segment_ids.shape != tokens[:2]:
-        raise ValueError(f"segment_ids need shape {tokens[:2]}, got {segment_ids.shape}.")
+    if segment_ids is not None and (
+        segment_ids.shape != tokens[:2] or not jnp.issubdtype(segment_ids.dtype, jnp.integer)
+    ):
+        raise ValueError(
+            f"segment_ids need shape {tokens[:2]} and an integer type, got {segment_ids.shape} "
+            f"and {segment_ids.dtype}."
+        )
     if form not in FORMS:
         raise ValueError(f"form must be one of {', '.join(FORMS)}; got {form!r}.")
     if form != "auto" and form not in memory.forms:
         raise NotImplementedError(
             f"form={form!r} is not available for this memory; it has {', '.join(memory.forms)}."
+        )
+
+
+def _check_state(memory, params, batch, state):
+    """A state must be of this memory, for this batch; of attention any number of slots will do."""
+    if state is None:
+        return
+    expected = jax.eval_shape(lambda params: memory.init_state(params, batch=batch), params)
+
+    def shapes(state):
+        if isinstance(state, AttentionState):
+            return state.keys.shape[:1] + state.keys.shape[2:], state.values.shape[2:]
+        return jax.tree.map(jnp.shape, state)
+
+    if type(state) is not type(expected) or shapes(state) != shapes(expected):
+        raise ValueError(
+            f"The state is not one of this memory for a batch of {batch}: expected "
+            f"{shapes(expected)}, got {shapes(state)}."
         )

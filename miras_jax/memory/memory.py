@@ -95,8 +95,9 @@ class Memory:
         if self.gradient == "exact" and not self._can_be_exact:
             raise ValueError(
                 "gradient='exact' needs a linear architecture, a dot-product or l2 bias, the "
-                "identity link and reads by token; this memory has "
-                f"{self.architecture}, {self.bias}, {self.retention}, read={self.read!r}."
+                "identity link, reads by token and, for l2, no gate per value channel; this memory "
+                f"has {self.architecture}, {self.bias}, {self.retention}, {self.algorithm}, "
+                f"read={self.read!r}."
             )
         if self.read == "token" and not self.retention.scalar_link:
             raise ValueError(
@@ -110,12 +111,15 @@ class Memory:
             )
         if self.retention.decay_first and isinstance(self.algorithm, Momentum):
             raise ValueError("decay_first=True is not defined with momentum: choose False.")
-        by_value = [name for name, gate in self.gates.items() if gate.per == "value"]
-        if by_value and self.exact and self.bias.curvature:
+        if not self.retention.identity and self.retention.scalar_link and self._starts_at_zero:
             raise ValueError(
-                "The exact delta rule couples all value channels through one solve: gates "
-                f"{by_value} per value channel need gradient='chunk'."
+                f"{self.retention} scales by the norm of the start, and {self.architecture} starts "
+                "at zero: choose an architecture with a learned start."
             )
+
+    @property
+    def _starts_at_zero(self) -> bool:
+        return any(layer.std is None for layer in self.layers(1, 1).values())
 
     @property
     def _can_be_exact(self) -> bool:
@@ -124,6 +128,8 @@ class Memory:
             and self.bias.curvature is not None
             and self.retention.identity
             and self.read == "token"
+            # The solve couples all value channels.
+            and not (self.bias.curvature and any(g.per == "value" for g in self.gates.values()))
         )
 
     @property
@@ -199,7 +205,8 @@ class Memory:
         return State(
             weights=weights,
             momentum=jax.tree.map(jnp.zeros_like, weights) if has_momentum else {},
-            start={} if self.exact else weights,
+            # A copy: the state can be donated.
+            start={} if self.exact else jax.tree.map(jnp.copy, weights),
             phase=jnp.full(batch, 0 if self.exact else phase, jnp.int32),
             segment=jnp.full(batch, -1, jnp.int32),
         )

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from miras_jax.memory import layer as la
-from miras_jax.memory.chunked import Chunk, Head
+from miras_jax.memory.head import Chunk, Head, choose
 from miras_jax.memory.memory import Memory, Weights
 
 
@@ -32,11 +32,9 @@ def token_step(
     retention, gates = memory.retention, token.gates
     weights, momentum, start = head
     if token.reset is not None:
-        weights = _where(token.reset, initial, weights)
+        weights = choose(token.reset, initial, weights)
         momentum = jax.tree.map(lambda s: jnp.where(token.reset, 0.0, s), momentum)
-        start = start and _where(token.reset, initial, start)
-    if not memory.exact:
-        start = _where(phase == 0, weights, start)
+        start = start and choose(token.reset, initial, start)
 
     # One token's gates, as `[1, n]`.
     row = jax.tree.map(lambda x: x[None], gates)
@@ -93,7 +91,10 @@ def token_step(
         return x @ weights[name] * retention.factor(start[name], initial[name])
 
     y = memory.architecture.apply(linear, token.q[None])[0]
-    return Head(weights, momentum, start), (phase + 1) % memory.chunk_size, y
+    phase = (phase + 1) % memory.chunk_size
+    if not memory.exact:
+        start = choose(phase == 0, weights, start)
+    return Head(weights, momentum, start), phase, y
 
 
 def recurrent(
@@ -105,12 +106,9 @@ def recurrent(
     phase = jnp.zeros((), jnp.int32) if phase is None else phase
 
     def body(carry, token):
-        head, phase, y = token_step(memory, initial, *carry[:1], token, carry[1])
+        head, phase = carry
+        head, phase, y = token_step(memory, initial, head, token, phase)
         return (head, phase), y
 
     (head, _), y = jax.lax.scan(body, (head, phase), tokens)
     return head, y
-
-
-def _where(condition: jax.Array, a: Weights, b: Weights) -> Weights:
-    return jax.tree.map(lambda x, y: jnp.where(condition, x, y), a, b)

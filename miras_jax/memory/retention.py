@@ -9,6 +9,7 @@ how A decays, and which weights it stands for,
 """
 
 import dataclasses
+import math
 from typing import Literal
 
 import jax
@@ -131,8 +132,26 @@ class Lq(Retention):
 
     def link(self, a, a0, layer):
         if self.form == "norm":
-            return a * self.factor(a, a0)
+            return super().link(a, a0, layer)
         return a * ((a * a + self.eps) ** 0.5 / self.norm(a)) ** (self.q - 2)
+
+    def initial_std(self, layer):
+        """For the dual link of a normal A_0 of deviation s, W has s sqrt(m(2q - 2)) / scale."""
+        if self.form == "norm":
+            return layer.std
+        return layer.std * self._scale / math.sqrt(_moment(2 * self.q - 2))
+
+    def gain(self, layer):
+        return 1.0 if self.form == "norm" else (self.q - 1) * _moment(self.q - 2) / self._scale
+
+    @property
+    def _scale(self) -> float:
+        return _moment(self.q) ** ((self.q - 2) / self.q)
+
+
+def _moment(p: float) -> float:
+    """E |z|^p of a standard normal z."""
+    return 2 ** (p / 2) * math.gamma((p + 1) / 2) / math.sqrt(math.pi)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -2,8 +2,8 @@
 
 The delta rule's chunks need `(I + L) x = b` with entries of L near the step size where keys
 resemble each other. Newton iterations and Neumann doubling diverge there; substitution does not.
-Written in plain array operations, so that it runs wherever a chunk function runs: inside a kernel,
-and on emulated devices, where LAPACK's solver, a foreign call, can deadlock with collectives.
+Written in plain array operations: LAPACK's solver, a foreign call, was seen to deadlock with the
+collectives of emulated devices.
 """
 
 import jax
@@ -14,7 +14,7 @@ BLOCK = 16
 but more steps."""
 
 
-@jax.custom_vjp
+@jax.custom_jvp
 def solve_unit_lower(lower: jax.Array, b: jax.Array) -> jax.Array:
     """Solves `(I + L) x = b`.
 
@@ -25,23 +25,21 @@ def solve_unit_lower(lower: jax.Array, b: jax.Array) -> jax.Array:
     Returns:
       x `[C, V]`.
     """
-    return _solve(*_blocks(lower), b, transpose=False)
+    return _solve(*_blocks(lower), b)
 
 
-def _forward(lower, b):
+@solve_unit_lower.defjvp
+def _derivative(primals, tangents):
+    # (I + L) x = b gives (I + L) x' = b' - L' x; the transpose of the solve is its gradient.
+    (lower, b), (lower_dot, b_dot) = primals, tangents
     blocks = _blocks(lower)
-    x = _solve(*blocks, b, transpose=False)
-    return x, (blocks, x)
+    x = _solve(*blocks, b)
+    return x, _solve(*blocks, b_dot - _product(jnp.tril(lower_dot, -1), x))
 
 
-def _backward(residuals, x_bar):
-    # b_bar = (I + L)^-T x_bar and L_bar = -b_bar x^T.
-    blocks, x = residuals
-    b_bar = _solve(*blocks, x_bar, transpose=True)
-    return -jnp.tril(b_bar @ x.T, -1), b_bar
-
-
-solve_unit_lower.defvjp(_forward, _backward)
+def _product(a: jax.Array, b: jax.Array) -> jax.Array:
+    # Said here, because derivative rules are traced outside their caller's precision context.
+    return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
 
 
 def _blocks(lower: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -56,21 +54,20 @@ def _blocks(lower: jax.Array) -> tuple[jax.Array, jax.Array]:
     diagonal = lower[jnp.arange(count), jnp.arange(count)]
 
     def substitute(i, inverse):
-        row = jnp.einsum("nj,njk->nk", diagonal[:, i], inverse)
-        return inverse.at[:, i].add(-row)
+        return inverse.at[:, i].add(-_product(diagonal[:, i, None], inverse)[:, 0])
 
     eye = jnp.broadcast_to(jnp.eye(rows, dtype=lower.dtype), diagonal.shape)
     return lower, jax.lax.fori_loop(1, rows, substitute, eye)
 
 
-def _solve(lower: jax.Array, inverse: jax.Array, b: jax.Array, *, transpose: bool) -> jax.Array:
+def _solve(lower: jax.Array, inverse: jax.Array, b: jax.Array) -> jax.Array:
     count, rows = inverse.shape[:2]
     length = b.shape[0]
     b = jnp.pad(b, ((0, count * rows - length), (0, 0))).reshape(count, rows, -1)
-    solved: dict[int, jax.Array] = {}
-    for r in reversed(range(count)) if transpose else range(count):
+    solved: list[jax.Array] = []
+    for r in range(count):
         rest = b[r]
-        for s, x in solved.items():
-            rest = rest - (lower[s, r].T if transpose else lower[r, s]) @ x
-        solved[r] = (inverse[r].T if transpose else inverse[r]) @ rest
-    return jnp.concatenate([solved[r] for r in range(count)])[:length]
+        for s, x in enumerate(solved):
+            rest = rest - _product(lower[r, s], x)
+        solved.append(_product(inverse[r], rest))
+    return jnp.concatenate(solved)[:length]

@@ -1,4 +1,4 @@
-"""Sampling: read the prompt in blocks, then one token at a time with a state of constant size."""
+"""Sampling: read the prompt in blocks, then one token at a time from the memory's state."""
 
 from collections.abc import Iterator
 

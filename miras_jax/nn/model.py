@@ -85,9 +85,8 @@ class LanguageModel(nnx.Module):
             memory = block.memory.memory.init_state(block.memory.parameters, batch=batch, **options)
             return LayerState(convolution, memory)
 
-        # Under jit every leaf is a buffer of its own, so that the state can be donated.
         return ModelState(
-            layers=jax.jit(jax.vmap(of_layer))(self.blocks),
+            layers=jax.vmap(of_layer)(self.blocks),
             position=jnp.zeros(batch, jnp.int32),
             segment=jnp.full(batch, -1, jnp.int32),
         )
@@ -129,10 +128,11 @@ class LanguageModel(nnx.Module):
         x, layers = jax.lax.scan(block, x, (self.blocks, state and state.layers))
         x = self.final_norm(x)
         if self.config.tie_embeddings:
-            logits = x @ embedding.T.astype(dtype)
+            output = embedding.T
         else:
-            logits = partition.gather({"head": self.head})["head"](x)
-        return logits.astype(jnp.float32), ModelState(layers, context.positions[:, -1] + 1, segment)
+            output = partition.gather({"head": self.head})["head"].kernel[...]
+        logits = jnp.matmul(x, output.astype(dtype), preferred_element_type=jnp.float32)
+        return logits, ModelState(layers, context.positions[:, -1] + 1, segment)
 
 
 def _context(

@@ -79,12 +79,14 @@ def test_momentum_zero_is_gradient_descent():
 def test_huber_with_a_large_threshold_is_l2(kind):
     memory = dataclasses.replace(YAAD, bias=L2())
     same(memory, dataclasses.replace(YAAD, bias=Huber(kind=kind, threshold=1e9)))
+    same(memory, dataclasses.replace(YAAD, bias=Huber(kind=kind, threshold=float("inf"))))
     same(memory, dataclasses.replace(YAAD, bias=Huber(kind=kind)), with_gate("threshold", 1e9))
 
 
 def test_small_thresholds_are_l1():
     """At the same threshold the coordinate and the switch write delta sign(r), like l1 with a step
-    delta times smaller; residuals within 1e-3 of zero are where they differ, and there are none."""
+    delta times smaller. They differ for residuals within delta of zero; equality shows that there
+    are none."""
     delta = 1e-6
     memory = dataclasses.replace(YAAD, bias=L1(eps=1e-30))
     shrink = lambda inputs: {**inputs, "step": inputs["step"] * delta}  # noqa: E731
@@ -94,6 +96,22 @@ def test_small_thresholds_are_l1():
         other = dataclasses.replace(YAAD, bias=Huber(kind=kind, threshold=delta, eps=1e-30))
         y, _ = read(other, c.params, c.inputs)
         close(y, expected, rtol=EXACT)
+
+
+def test_gradient_of_momentum_at_zero():
+    """Products of momenta may contain zeros: their gradient is still the difference quotient."""
+    memory = dataclasses.replace(YAAD, algorithm=Momentum(normalized=True))
+    c = case(memory)
+    direction = jnp.asarray(np.random.default_rng(0).uniform(size=(B, T, H)))
+
+    def loss(scale):
+        y, _ = read(memory, c.params, {**c.inputs, "momentum": scale * direction})
+        return weigh(y)
+
+    gradient = jax.grad(loss)(0.0)
+    # Central differences at 1e-5: the error is their third derivative's, 1e-10.
+    numeric = (loss(1e-5) - loss(-1e-5)) / 2e-5
+    assert abs(gradient - numeric) <= 1e-7 * abs(numeric)
 
 
 def test_huber_norm_clips_the_residual():

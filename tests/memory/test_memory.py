@@ -35,7 +35,16 @@ from miras_jax.memory import (
             lambda: Memory(retention=L2Decay(decay_first=True), algorithm=Momentum()),
             "not defined with momentum",
         ),
-        (lambda: Memory(algorithm=GradientDescent(step=Gate(per="value"))), "per value channel"),
+        (
+            lambda: Memory(algorithm=GradientDescent(step=Gate(per="value")), gradient="exact"),
+            "no gate per value channel",
+        ),
+        (lambda: Memory(retention=Lq()), "learned start"),
+        (lambda: Gate(per="row"), "per head or key or value"),
+        (lambda: Gate(activation="relu"), "with activation"),
+        (lambda: Gate(initial=1.5), r"inside \(0.0, 1.0\)"),
+        (lambda: log_decay(initial=0.1), "initial must be inside"),
+        (lambda: Huber(threshold=0.0), "above 0"),
         (lambda: KL(decay=log_decay(per="key")), "softmax axis"),
         (lambda: Lq(q=1.0), "q > 1"),
         (lambda: Lq(form="other"), "'norm' or 'dual'"),
@@ -98,3 +107,30 @@ def test_learned_starts_have_the_documented_scale():
     stds = {name: float(w.std()) for name, w in params.weights.items()}
     assert stds["layer_1"] == pytest.approx(1.0, rel=0.03)
     assert stds["layer_2"] == pytest.approx(128**-0.5, rel=0.03)
+
+
+def test_a_gate_per_value_channel_takes_the_gradient_at_the_chunk():
+    assert Memory().exact
+    assert not Memory(algorithm=GradientDescent(step=Gate(per="value"))).exact
+
+
+def test_attention_over_its_capacity_is_not_a_number():
+    memory = mj.zoo.get("transformer")
+    params = memory.init(jax.random.key(0), heads=1, key_dim=2, value_dim=2)
+    x = jnp.ones((1, 3, 1, 2))
+    state = memory.init_state(params, batch=1, capacity=4)
+    y, state = mj.memorize(memory, params, x, x, x, state=state)
+    assert jnp.isfinite(y).all()
+    y, _ = mj.memorize(memory, params, x, x, x, state=state)
+    assert jnp.isnan(y).all()
+
+
+@pytest.mark.parametrize("q", [1.5, 4.0])
+def test_dual_link_starts_at_the_layers_scale(q):
+    """The deviation of W and the mean of dW/dA are what the normalised step counts with."""
+    retention, layer = Lq(q=q, form="dual"), MLP().layers(64, 64)["layer_1"]
+    a = retention.initial_std(layer) * jax.random.normal(jax.random.key(0), (64, 256))
+    w = retention.link(a, a, layer)
+    assert float(w.std()) == pytest.approx(layer.std, rel=0.05)
+    bumped = retention.link(a + 1e-3, a, layer)
+    assert float(jnp.mean(bumped - w)) / 1e-3 == pytest.approx(retention.gain(layer), rel=0.05)

@@ -13,29 +13,30 @@ from miras_jax.memory import Gate, GradientDescent, L2Decay, log_decay
 from miras_jax.nn import LanguageModel, ModelConfig
 
 NAME = "yaad_per_channel"
-ROW = zoo.row("yaad")
-zoo.register(
-    dataclasses.replace(
-        ROW,
-        name=NAME,
-        memory=dataclasses.replace(
-            ROW.memory,
-            retention=L2Decay(log_decay(per="key")),
-            algorithm=GradientDescent(step=Gate(per="value", initial=0.1), normalized=True),
-            chunk_size=4,
-        ),
+
+
+@pytest.fixture
+def config(monkeypatch):
+    """A model of the zoo's own kind, registered for one test."""
+    monkeypatch.setattr(zoo, "ROWS", dict(zoo.ROWS))
+    row = zoo.row("yaad")
+    memory = dataclasses.replace(
+        row.memory,
+        retention=L2Decay(log_decay(per="key")),
+        algorithm=GradientDescent(step=Gate(per="value", initial=0.1), normalized=True),
+        chunk_size=4,
     )
-)
-CONFIG = ModelConfig(memory=NAME, dim=16, depth=2, heads=2, vocab_size=32, ff_dim=32, gate_rank=3)
+    zoo.register(dataclasses.replace(row, name=NAME, memory=memory))
+    return ModelConfig(memory=NAME, dim=16, depth=2, heads=2, vocab_size=32, ff_dim=32, gate_rank=3)
 
 
 def test_register_refuses_a_name_that_is_taken():
     with pytest.raises(ValueError, match="already has a model 'yaad'"):
-        zoo.register(dataclasses.replace(ROW, source="elsewhere"))
+        zoo.register(dataclasses.replace(zoo.row("yaad"), source="elsewhere"))
 
 
-def test_projections_have_the_rank_and_start_at_the_initial_values():
-    model = LanguageModel(CONFIG, rngs=nnx.Rngs(jax.random.key(0)))
+def test_projections_have_the_rank_and_start_at_the_initial_values(config):
+    model = LanguageModel(config, rngs=nnx.Rngs(jax.random.key(0)))
     gates = model.blocks.memory.gates
     assert gates["step"].reduce.kernel.shape == (2, 16, 3)
     assert gates["step"].expand.kernel.shape == (2, 3, 16)
@@ -46,8 +47,8 @@ def test_projections_have_the_rank_and_start_at_the_initial_values():
     assert jnp.allclose(step, 0.1)
 
 
-def test_decoding_equals_the_forward_pass_and_all_parameters_learn():
-    model = LanguageModel(CONFIG, rngs=nnx.Rngs(jax.random.key(0)))
+def test_decoding_equals_the_forward_pass_and_all_parameters_learn(config):
+    model = LanguageModel(config, rngs=nnx.Rngs(jax.random.key(0)))
     keys = iter(jax.random.split(jax.random.key(1), len(jax.tree.leaves(model))))
     model = jax.tree.map(lambda x: x + 0.1 * jax.random.normal(next(keys), x.shape), model)
     tokens = jnp.asarray(np.random.default_rng(0).integers(0, 32, (2, 11)))
