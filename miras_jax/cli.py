@@ -80,6 +80,11 @@ def parser() -> Parser:
     command.add_argument(
         "checkpoint", metavar="CHECKPOINT", help="folder of a run or of one of its checkpoints"
     )
+    command.add_argument(
+        "--experiment",
+        metavar="EXPERIMENT.py",
+        help="file to run first, where it registers the model",
+    )
     command.add_argument("--prompt", default="\n", help="text to continue")
     command.add_argument(
         "--max-tokens", type=_at_least(1, int), default=256, help="tokens to generate"
@@ -137,7 +142,10 @@ def train(arguments: argparse.Namespace) -> int:
         cache = pathlib.Path(config.directory).absolute() / "compiled"
         jax.config.update("jax_compilation_cache_dir", str(cache))
     kept = shlex.join(["miras", "train", experiment, *_without(overrides, "--steps")])
-    training.train(config, command=kept)
+    generate = f"miras generate {shlex.quote(config.directory)}"
+    if config.model.memory not in miras_jax.zoo.PUBLISHED:
+        generate += f" --experiment {shlex.quote(experiment)}"
+    training.train(config, command=kept, generate_command=generate)
     return 0
 
 
@@ -153,6 +161,8 @@ def generate(arguments: argparse.Namespace) -> int:
 
     if not arguments.prompt:
         raise UserError("--prompt must hold at least one character")
+    if arguments.experiment:
+        load_experiment(arguments.experiment)
     model, _ = load_model(arguments.checkpoint)
     tokenizer = ByteTokenizer()
     ids = nn.generate(

@@ -123,6 +123,7 @@ def load_model(path: str | pathlib.Path) -> tuple[LanguageModel, dict[str, Any]]
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"{checkpoint} does not describe a model that this version can build: {error}"
+            " If an experiment registers it, name that file with --experiment."
         ) from error
     shapes = jax.eval_shape(
         lambda key: LanguageModel(config, rngs=nnx.Rngs(key)), jax.random.key(0)

@@ -32,7 +32,12 @@ from miras_jax.training.state import State, abstract_state, init_state, make_mes
 from miras_jax.training.step import evaluation_step, train_step
 
 
-def train(config: TrainConfig, *, command: str = "miras train EXPERIMENT.py") -> Record:
+def train(
+    config: TrainConfig,
+    *,
+    command: str = "miras train EXPERIMENT.py",
+    generate_command: str = "miras generate RUN",
+) -> Record:
     """Trains until `config.steps`, from the latest checkpoint in `config.directory`, if any.
 
     The first Ctrl-C or SIGTERM lets the running step end, saves and raises; a second one ends the
@@ -41,6 +46,7 @@ def train(config: TrainConfig, *, command: str = "miras train EXPERIMENT.py") ->
     Args:
       config: the run; see each field.
       command: what the user typed, for the line that says how to go on.
+      generate_command: the same for the line that says how to sample.
 
     Returns:
       The record of the last evaluation: `step`, `eval/loss` (nats per token),
@@ -69,7 +75,7 @@ def train(config: TrainConfig, *, command: str = "miras train EXPERIMENT.py") ->
         start = checkpoints.latest.step if checkpoints.latest else 0
         if start >= config.steps:
             print(f"nothing to do: {directory} has {start} of {config.steps} steps")
-            return close(config, command, start)
+            return close(config, command, generate_command, start)
 
         batches = train_iterator(
             corpus.train,
@@ -138,7 +144,7 @@ def train(config: TrainConfig, *, command: str = "miras train EXPERIMENT.py") ->
             good = checkpoints.latest.path if checkpoints.latest else "none yet"
             raise DivergedError(f"{error}; last good checkpoint: {good}") from None
 
-    return close(config, command, config.steps, state.params)
+    return close(config, command, generate_command, config.steps, state.params)
 
 
 def read_corpus(config: TrainConfig) -> Corpus:
@@ -213,7 +219,11 @@ def opening(config: TrainConfig, corpus: Corpus, mesh: Mesh, abstract: State, st
 
 
 def close(
-    config: TrainConfig, command: str, step: int, params: LanguageModel | None = None
+    config: TrainConfig,
+    command: str,
+    generate_command: str,
+    step: int,
+    params: LanguageModel | None = None,
 ) -> Record:
     """Prints how good the model is, a sample if `params` are given, and what can be done next."""
     if jax.process_index() > 0:
@@ -231,7 +241,7 @@ def close(
         print("sample:", textwrap.indent(sample(config, params), "  "), sep="\n")
     print(f"checkpoint: {checkpoint.find_checkpoint(directory)}")
     print(f"train on:   {command} --steps {2 * step}")
-    print(f'generate:   miras generate {config.directory} --prompt "The "')
+    print(f'generate:   {generate_command} --prompt "The "')
     return final
 
 

@@ -30,7 +30,10 @@ ROWS: dict[str, Row] = {
     )
 }
 
-__all__ = ["ROWS", "LayerOptions", "Row", "get", "names", "register", "row", "table"]
+PUBLISHED = tuple(ROWS)
+"""The names of the models that come with the library; others are registered by their users."""
+
+__all__ = ["PUBLISHED", "ROWS", "LayerOptions", "Row", "get", "names", "register", "row", "table"]
 
 
 def names() -> list[str]:
