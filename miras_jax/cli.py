@@ -134,7 +134,7 @@ def train(arguments: argparse.Namespace) -> int:
         if not end.code:
             raise  # --help
         raise training.UserError(
-            f"{_one_line(said.getvalue())}; see miras train {experiment} --help"
+            f"{_one_line(said.getvalue()).rstrip('.')}; see miras train {experiment} --help"
         ) from None
 
     # Compiled programs stay with the run: a restart on the same kind of machine begins at once.

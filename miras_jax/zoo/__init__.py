@@ -77,5 +77,6 @@ def get(name: str, **choices) -> Memory | Attention:
     fields = [field.name for field in dataclasses.fields(memory)]
     unknown = sorted(set(choices) - set(fields))
     if unknown:
-        raise ValueError(f"{name} has no {', '.join(unknown)}; its memory has {', '.join(fields)}.")
+        known = ", ".join(fields) or "none"
+        raise ValueError(f"{name} has no {', '.join(unknown)}; the fields of its memory: {known}.")
     return dataclasses.replace(memory, **choices)

@@ -56,7 +56,7 @@ from miras_jax.memory import (
         (lambda: MLP(depth=0), "depth >= 1"),
         (lambda: MLP().layers(4, 8), "key_dim=4 must equal value_dim=8"),
         (lambda: mj.zoo.get("gpt"), "the zoo has linear_attention"),
-        (lambda: mj.zoo.get("yaad", chunks=3), "yaad has no chunks"),
+        (lambda: mj.zoo.get("yaad", chunks=3), "yaad has no chunks; the fields"),
     ],
 )
 def test_refusals(make, words):
