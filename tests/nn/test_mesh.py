@@ -90,13 +90,13 @@ def test_every_parameter_has_a_rule():
         for path, x in jax.tree_util.tree_leaves_with_path(shapes)
     }
     named = lambda part: next(spec for path, spec in specs.items() if part in path)  # noqa: E731
-    assert named(".query.kernel") == P(None, "fsdp", "tensor")
-    assert named(".output.kernel") == P(None, "tensor", "fsdp")
+    assert named(".memory.query.kernel") == P(None, "fsdp", "tensor")
+    assert named(".memory.output.kernel") == P(None, "tensor", "fsdp")
     assert named(".swiglu.down.kernel") == P(None, "tensor", "fsdp")
     assert named(".start.layer_1") == P(None, "tensor", None, None)
     assert named("embedding") == P("tensor", "fsdp")
     assert named(".head.kernel") == P("fsdp", "tensor")
-    assert named("convolutions.key") == P(None, None, "tensor")
+    assert named(".convolutions.key") == P(None, None, "tensor")
     assert set(named("gates.step.expand.bias")) == {None}
     with pytest.raises(ValueError, match=r"No sharding rule matches the parameter \.new"):
         partition.spec_of(".new", (2, 2), mesh)
