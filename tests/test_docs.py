@@ -66,7 +66,7 @@ def run(command: list[str], folder: Path) -> subprocess.CompletedProcess:
 
 def test_links_lead_somewhere():
     for page in PAGES:
-        for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", page.read_text()):
+        for target in re.findall(r"\]\((?!https?:)([^)#\"]+)\)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
 
 
