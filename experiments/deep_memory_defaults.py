@@ -11,7 +11,7 @@ import runpy
 from pathlib import Path
 
 from miras_jax import zoo
-from miras_jax.memory import KL, GradientDescent, Huber, L2Decay, Lq, log_decay
+from miras_jax.memory import KL, Gate, GradientDescent, Huber, L2Decay, Lq, log_decay
 
 
 def variant(name: str, of: str, **choices) -> None:
@@ -30,6 +30,8 @@ variant("yaad_plain_step", "yaad", algorithm=plain)
 variant("yaad_plain", "yaad", retention=zero, algorithm=plain)
 variant("yaad_frozen", "yaad", algorithm=GradientDescent(step=None, normalized=True, eps=1e9))
 variant("moneta_dual", "moneta", retention=Lq(form="dual", decay=log_decay()), read="chunk")
+double = GradientDescent(step=Gate(initial=0.1), normalized=True)
+variant("moneta_double_step", "moneta", algorithm=double)
 variant("memora_signed", "memora", retention=KL(signed=True, decay=log_decay()))
 
 quickstart = runpy.run_path(str(Path(__file__).with_name("quickstart.py")))["config"]

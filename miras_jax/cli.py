@@ -8,10 +8,11 @@ import argparse
 import contextlib
 import io
 import itertools
+import math
 import os
-import pathlib
 import runpy
 import shlex
+import shutil
 import sys
 import traceback
 from collections.abc import Callable
@@ -32,17 +33,24 @@ def main(argv: list[str] | None = None) -> int:
     """Runs one command and returns its exit code.
 
     0: done; 1: the training diverged; 2: a bad request; 130 or 143: stopped by a signal, and saved;
-    141: nobody reads the output any more.
+    141: nobody reads the output any more (training goes on all the same).
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a model may write what the terminal cannot show
     arguments = parser().parse_args(argv)
     try:
-        return arguments.run(arguments)
+        code = arguments.run(arguments)
+        sys.stdout.flush()  # here a broken pipe can still be caught
+        return code
     except BrokenPipeError:  # the reader of our output has gone: miras generate ... | head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except KeyboardInterrupt:  # while training, the loop has its own way
         print("\nmiras: interrupted", file=sys.stderr)
         return 130
+    except OSError as error:  # a folder that cannot be written, a full disk
+        print(f"miras: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
     except (ValueError, RuntimeError) as error:
         code = getattr(error, "exit_code", None)
         if code is None:  # none of miras_jax.training.errors
@@ -103,7 +111,9 @@ def parser() -> Parser:
         type=_probability,
         help="draw from the likeliest tokens that hold this probability",
     )
-    command.add_argument("--seed", type=int, default=0, help="seed of the draws")
+    command.add_argument(
+        "--seed", type=_at_least(0, int, below=2**32), default=0, help="seed of the draws"
+    )
     command.set_defaults(run=generate)
 
     command = commands.add_parser("zoo", help="list the models", **style)
@@ -116,7 +126,6 @@ def train(arguments: argparse.Namespace) -> int:
     experiment, overrides = arguments.experiment, arguments.overrides
     default = load_experiment(experiment)
 
-    import jax
     import tyro
 
     from miras_jax import training
@@ -137,15 +146,11 @@ def train(arguments: argparse.Namespace) -> int:
             f"{_one_line(said.getvalue()).rstrip('.')}; see miras train {experiment} --help"
         ) from None
 
-    # Compiled programs stay with the run: a restart on the same kind of machine begins at once.
-    if not jax.config.jax_compilation_cache_dir:
-        cache = pathlib.Path(config.directory).absolute() / "compiled"
-        jax.config.update("jax_compilation_cache_dir", str(cache))
-    kept = shlex.join(["miras", "train", experiment, *_without(overrides, "--steps")])
-    generate = f"miras generate {shlex.quote(config.directory)}"
+    again = [*_program(), "train", experiment, *_without(overrides, "--steps")]
+    sample = [*_program(), "generate", config.directory]
     if config.model.memory not in miras_jax.zoo.PUBLISHED:
-        generate += f" --experiment {shlex.quote(experiment)}"
-    training.train(config, command=kept, generate_command=generate)
+        sample += ["--experiment", experiment]
+    training.train(config, command=shlex.join(again), generate_command=shlex.join(sample))
     return 0
 
 
@@ -161,6 +166,10 @@ def generate(arguments: argparse.Namespace) -> int:
 
     if not arguments.prompt:
         raise UserError("--prompt must hold at least one character")
+    try:
+        arguments.prompt.encode()
+    except UnicodeEncodeError:  # the shell gave bytes that are not
+        raise UserError("--prompt is not UTF-8") from None
     if arguments.experiment:
         load_experiment(arguments.experiment)
     model, _ = load_model(arguments.checkpoint)
@@ -195,7 +204,10 @@ def zoo(arguments: argparse.Namespace) -> int:
     for row in models.table():
         table.add_row(*(getattr(row, column) for column in columns))
     # In a pipe every model keeps to one line, however long.
-    Console(width=None if sys.stdout.isatty() else 200).print(table)
+    console = Console(width=None if sys.stdout.isatty() else 200)
+    with console.capture() as text:
+        console.print(table)
+    print(text.get(), end="")  # rich would end the process with 1 where nobody reads
     return 0
 
 
@@ -223,6 +235,15 @@ def load_experiment(path: str):
         )
         raise UserError(f"{path} {found}; it must say config = TrainConfig(...)")
     return config
+
+
+def _program() -> list[str]:
+    """Returns how this program can be called again from here."""
+    if shutil.which("miras"):
+        return ["miras"]
+    if os.path.basename(sys.argv[0]) == "miras":  # by its path: .venv/bin/miras
+        return [sys.argv[0]]
+    return [sys.executable, "-m", "miras_jax"]
 
 
 def _without(overrides: list[str], option: str) -> list[str]:
@@ -269,12 +290,13 @@ def _line_of(error: Exception, path: str) -> str:
     return f", line {lines[-1]}" if lines else ""
 
 
-def _at_least(least: float, kind: type) -> Callable[[str], float]:
+def _at_least(least: float, kind: type, below: float = math.inf) -> Callable[[str], float]:
     """Makes the type of an option that must be a finite `kind` of at least `least`."""
+    limits = f"at least {least}" + (f" and below {below}" if below < math.inf else "")
 
     def convert(text: str):
-        if not least <= (value := kind(text)) < float("inf"):
-            raise argparse.ArgumentTypeError(f"must be at least {least}, got {text}")
+        if not least <= (value := kind(text)) < below:
+            raise argparse.ArgumentTypeError(f"must be {limits}, got {text}")
         return value
 
     convert.__name__ = kind.__name__

@@ -1,5 +1,6 @@
 """The command line: what it prints, its exit codes, and a run that is killed and goes on."""
 
+import errno
 import json
 import os
 import pathlib
@@ -71,6 +72,11 @@ def miras(*arguments: str) -> int:
         ("train exp.py --data.batch-size 9 --mesh.data 2", "data.batch_size 9 must be a multiple"),
         ("train exp.py --data.batch-size 9 --mesh.data 3", "does not divide the 8 cpu device(s)"),
         ("train exp.py --directory text.txt", "directory 'text.txt' cannot be made"),
+        ("train exp.py --model.ff-dim 0", "model.ff_dim must be at least 1, got 0"),
+        ("train exp.py --data.validation empty.txt", "data.validation 'empty.txt'"),
+        ("generate numbers", "it is neither a run nor a checkpoint"),
+        ("generate . --seed -1", "argument --seed: must be at least 0 and below 4294967296"),
+        ("generate . --prompt=\udcff", "--prompt is not UTF-8"),
         ("generate nowhere", "there is no such folder"),
         ("generate .", "it is neither a run nor a checkpoint"),
         ("generate . --max-tokens 0", "argument --max-tokens: must be at least 1, got 0"),
@@ -89,6 +95,7 @@ def test_a_bad_request_gets_one_line_and_code_2(folder, capsys, arguments, messa
         "from miras_jax.training import TrainConfig\nconfig = TrainConfig(stepz=3)"
     )
     (folder / "empty.txt").touch()
+    (folder / "numbers/2024").mkdir(parents=True)
     assert miras(*arguments.split()) == 2
     said = capsys.readouterr()
     assert said.out == ""
@@ -96,6 +103,36 @@ def test_a_bad_request_gets_one_line_and_code_2(folder, capsys, arguments, messa
     assert message in said.err
     assert said.err.count("\n") == 1
     assert not (folder / "run").exists()
+
+
+def test_a_full_disk_gets_one_line(folder, monkeypatch, capsys):
+    def train(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "run/metrics.jsonl")
+
+    monkeypatch.setattr("miras_jax.training.train", train)
+    assert miras("train", "exp.py") == 2
+    said = capsys.readouterr().err
+    assert said == "miras: error: [Errno 28] No space left on device: 'run/metrics.jsonl'\n"
+
+
+@pytest.mark.parametrize(
+    ("found", "called", "said"),
+    [
+        ("/bin/miras", "/bin/miras", "miras"),
+        (None, ".venv/bin/miras", ".venv/bin/miras"),
+        (None, "/lib/miras_jax/__main__.py", f"{sys.executable} -m miras_jax"),
+    ],
+)
+def test_says_how_to_be_called_again(folder, monkeypatch, found, called, said):
+    options = {}
+    monkeypatch.setattr("miras_jax.training.train", lambda _, **given: options.update(given))
+    monkeypatch.setattr("shutil.which", lambda _: found)
+    monkeypatch.setattr(sys, "argv", [called])
+    assert miras("train", "exp.py", "--steps", "70", "--seed", "3") == 0
+    assert options == {
+        "command": f"{said} train exp.py --seed 3",
+        "generate_command": f"{said} generate run",
+    }
 
 
 def test_a_bug_keeps_its_traceback(folder, monkeypatch):
@@ -165,6 +202,13 @@ def outcome(folder: pathlib.Path) -> tuple[list[dict], list[np.ndarray]]:
     return records, [np.asarray(x) for x in jax.tree.leaves(load_model(folder / "run")[0])]
 
 
+def test_nobody_reads(folder):
+    process = start(folder, "zoo")
+    process.stdout.close()
+    process.stdout = None  # for communicate()
+    assert finish(process) == (141, None, "")
+
+
 @pytest.mark.slow
 def test_killed_and_interrupted_equals_uninterrupted(folder, tmp_path_factory, capsys):
     process = start(folder, "train", "exp.py")
@@ -174,9 +218,11 @@ def test_killed_and_interrupted_equals_uninterrupted(folder, tmp_path_factory, c
     process = start(folder, "train", "exp.py")
     wait_for_step(folder, 41)
     process.send_signal(signal.SIGINT)
-    code, _, err = finish(process)
+    code, out, err = finish(process)
     assert code == 130
-    assert "to go on: miras train exp.py" in err
+    assert "continuing after step" in out
+    assert "to go on: " in err
+    assert "train exp.py" in err
     assert "Traceback" not in err
     code, out, err = finish(start(folder, "train", "exp.py"))
     assert (code, err) == (0, "")
@@ -188,7 +234,8 @@ def test_killed_and_interrupted_equals_uninterrupted(folder, tmp_path_factory, c
     code, out, err = finish(start(whole, "train", "exp.py"))
     assert (code, err) == (0, "")
     assert "bits per byte (order-1 entropy" in out
-    assert "train on:   miras train exp.py --steps 120" in out
+    assert "train exp.py --steps 120" in out
+    assert out.index("generate run --prompt") < out.index("sample:")
 
     records, weights = outcome(folder)
     expected_records, expected_weights = outcome(whole)

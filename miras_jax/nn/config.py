@@ -41,9 +41,11 @@ class ModelConfig:
 
     def __post_init__(self):
         zoo.row(self.memory)
-        for name in ("vocab_size", "dim", "depth", "heads", "gate_rank"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"model.{name} must be at least 1, got {getattr(self, name)}.")
+        for name in ("vocab_size", "dim", "depth", "heads", "gate_rank", "ff_dim"):
+            if (count := getattr(self, name)) is not None and count < 1:
+                raise ValueError(f"model.{name} must be at least 1, got {count}.")
+        if not self.rotary_base > 0:
+            raise ValueError(f"model.rotary_base must be positive, got {self.rotary_base}.")
         if self.dim % self.heads:
             raise ValueError(f"model.heads={self.heads} must divide model.dim={self.dim}.")
         if self.layer.rotary and self.head_dim % 2:
@@ -58,7 +60,7 @@ class ModelConfig:
     @property
     def hidden_dim(self) -> int:
         """Hidden width of the SwiGLU."""
-        return self.ff_dim or -(-8 * self.dim // (3 * 64)) * 64
+        return -(-8 * self.dim // (3 * 64)) * 64 if self.ff_dim is None else self.ff_dim
 
     @property
     def layer(self) -> LayerOptions:

@@ -5,11 +5,14 @@ there by one rename when it is complete, so that a process that dies while writi
 before as the latest.
 """
 
+import contextlib
 import dataclasses
+import fcntl
 import functools
 import json
 import operator
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -34,13 +37,14 @@ def describe(config: TrainConfig, corpus: Corpus) -> dict[str, Any]:
     return json.loads(json.dumps({"config": dataclasses.asdict(config), "corpus": text}))
 
 
-def open_checkpoints(config: TrainConfig) -> ocp.training.Checkpointer:
-    """Opens the checkpoints of the run, making their folder.
+@contextlib.contextmanager
+def open_checkpoints(config: TrainConfig) -> Iterator[ocp.training.Checkpointer]:
+    """Opens the checkpoints of the run, making their folder, and keeps other processes out.
 
-    A context manager: leaving it waits for what is being written.
+    Leaving it waits for what is being written.
 
     Raises:
-      UserError: if the folder cannot be made.
+      UserError: if the folder cannot be made, or another process is training in it.
     """
     root = pathlib.Path(config.directory).absolute() / "checkpoints"
     decide, preserve = ocp.training.save_decision_policies, ocp.training.preservation_policies
@@ -48,12 +52,28 @@ def open_checkpoints(config: TrainConfig) -> ocp.training.Checkpointer:
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"directory {config.directory!r} cannot be made: {error}") from error
-    return ocp.training.Checkpointer(
-        root,
-        save_decision_policy=decide.FixedIntervalPolicy(config.checkpoint.every),
-        preservation_policy=preserve.LatestN(config.checkpoint.keep),
-        cleanup_tmp_directories=True,  # what a killed process left half written
-    )
+    with contextlib.ExitStack() as stack:
+        if jax.process_index() == 0:  # for all processes of the run
+            stack.enter_context(_locked(config.directory))
+        yield stack.enter_context(
+            ocp.training.Checkpointer(
+                root,
+                save_decision_policy=decide.FixedIntervalPolicy(config.checkpoint.every),
+                preservation_policy=preserve.LatestN(config.checkpoint.keep),
+                cleanup_tmp_directories=True,  # what a killed process left half written
+            )
+        )
+
+
+@contextlib.contextmanager
+def _locked(directory: str) -> Iterator[None]:
+    """Locks the run; the kernel drops the lock when the process ends, even if it is killed."""
+    with open(pathlib.Path(directory, "lock"), "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"another process is training in {directory}") from None
+        yield
 
 
 def check_same_run(
@@ -154,15 +174,17 @@ def find_checkpoint(path: pathlib.Path) -> pathlib.Path:
     path = path.absolute()
     if not path.is_dir():
         raise UserError(f"no checkpoint at {path}: there is no such folder")
-    if (path / "_CHECKPOINT_METADATA").is_file():
+    if _is_checkpoint(path):
         return path
     for root in (path / "checkpoints", path):
-        steps = sorted(
-            (int(step.name) for step in root.glob("*") if step.name.isdecimal()), reverse=True
-        )
+        steps = [step for step in root.glob("*") if step.name.isdecimal() and _is_checkpoint(step)]
         if steps:
-            return root / str(steps[0])
+            return max(steps, key=lambda step: int(step.name))
     raise UserError(f"no checkpoint in {path}: it is neither a run nor a checkpoint")
+
+
+def _is_checkpoint(path: pathlib.Path) -> bool:
+    return (path / "_CHECKPOINT_METADATA").is_file()
 
 
 def _flat(metadata: dict[str, Any]) -> dict[str, Any]:

@@ -30,7 +30,7 @@ class OptimizerConfig:
     learning_rate: float = 2e-3
     """Peak learning rate, reached at the end of the warm-up."""
     warmup_steps: int = 50
-    """Steps of linear warm-up from zero."""
+    """Steps of linear warm-up from zero; a shorter run stays in it."""
     final_fraction: float = 0.1
     """Learning rate at the last step, as a fraction of the peak (0 to 1)."""
     weight_decay: float = 0.1
@@ -151,6 +151,9 @@ def validate(config: TrainConfig) -> None:
     for name in ("warmup_steps", "weight_decay"):
         if not (value := getattr(optimizer, name)) >= 0:
             raise UserError(f"optimizer.{name} must not be negative, got {value}")
+    for name, seed in (("seed", config.seed), ("data.seed", data.seed)):
+        if not 0 <= seed < 2**32:
+            raise UserError(f"{name} must be at least 0 and below {2**32}, got {seed}")
     if config.evaluation.sample_tokens < 0:
         raise UserError(
             f"evaluation.sample_tokens must not be negative, got {config.evaluation.sample_tokens}"

@@ -23,7 +23,8 @@ from miras_jax.data import (
 from miras_jax.nn import LanguageModel, generate
 from miras_jax.nn.partition import BATCH
 from miras_jax.training import checkpoint
-from miras_jax.training.config import TrainConfig, validate
+from miras_jax.training.compiled import keep_compiled
+from miras_jax.training.config import DataConfig, TrainConfig, validate
 from miras_jax.training.errors import DivergedError, StoppedError, UserError
 from miras_jax.training.metrics import Monitor, Record, read_records
 from miras_jax.training.optimizer import learning_rate, make_optimizer
@@ -41,7 +42,7 @@ def train(
     """Trains until `config.steps`, from the latest checkpoint in `config.directory`, if any.
 
     The first Ctrl-C or SIGTERM lets the running step end, saves and raises; a second one ends the
-    process at once.
+    process as soon as Python runs again, which may be after a compilation.
 
     Args:
       config: the run; see each field.
@@ -72,6 +73,7 @@ def train(
         stack.enter_context(jax.set_mesh(mesh))
         checkpoints = stack.enter_context(checkpoint.open_checkpoints(config))
         checkpoint.check_same_run(checkpoints, config, corpus)
+        stack.enter_context(keep_compiled(directory))
         start = checkpoints.latest.step if checkpoints.latest else 0
         if start >= config.steps:
             print(f"nothing to do: {directory} has {start} of {config.steps} steps")
@@ -153,15 +155,20 @@ def read_corpus(config: TrainConfig) -> Corpus:
     Raises:
       UserError: if it cannot be read, is too short or has ids that the model does not know.
     """
+    data = config.data
     try:
-        corpus = load_corpus(config.data.source, validation=config.data.validation)
+        corpus = load_corpus(data.source, validation=data.validation)
     except (ValueError, OSError) as error:
-        raise UserError(f"data.source {config.data.source!r}: {error}") from error
-    for name, tokens in (("training", corpus.train), ("held-out", corpus.validation)):
-        if len(tokens) <= config.data.window:
+        name = _unreadable(data)
+        raise UserError(f"data.{name} {getattr(data, name)!r}: {error}") from error
+    for name, source, tokens in (
+        ("training", data.source, corpus.train),
+        ("held-out", data.validation or data.source, corpus.validation),
+    ):
+        if len(tokens) <= data.window:
             raise UserError(
-                f"the {name} text of {config.data.source!r} has {len(tokens)} tokens:"
-                f" too few for data.window {config.data.window} and the token after it"
+                f"the {name} text of {source!r} has {len(tokens)} tokens:"
+                f" too few for data.window {data.window} and the token after it"
             )
     if config.model.vocab_size < ByteTokenizer().vocab_size:
         raise UserError(
@@ -169,6 +176,15 @@ def read_corpus(config: TrainConfig) -> Corpus:
             f" {ByteTokenizer().vocab_size}"
         )
     return corpus
+
+
+def _unreadable(data: DataConfig) -> str:
+    """Names the field at fault where source and validation together cannot be loaded."""
+    try:
+        load_corpus(data.source)
+    except (ValueError, OSError):
+        return "source"
+    return "validation"
 
 
 def make_evaluation(
@@ -225,7 +241,7 @@ def close(
     step: int,
     params: LanguageModel | None = None,
 ) -> Record:
-    """Prints how good the model is, a sample if `params` are given, and what can be done next."""
+    """Prints how good the model is, what can be done next, and a sample if `params` are given."""
     if jax.process_index() > 0:
         return {}
     directory = pathlib.Path(config.directory)
@@ -237,11 +253,13 @@ def close(
             f" bits per byte (order-1 entropy {final['eval/order1_bits_per_byte']:.3f},"
             f" order-0 {final['eval/order0_bits_per_byte']:.3f})"
         )
-    if params is not None and config.evaluation.sample_tokens and jax.process_count() == 1:
-        print("sample:", textwrap.indent(sample(config, params), "  "), sep="\n")
     print(f"checkpoint: {checkpoint.find_checkpoint(directory)}")
     print(f"train on:   {command} --steps {2 * step}")
-    print(f'generate:   {generate_command} --prompt "The "')
+    print(f'generate:   {generate_command} --prompt "The "', flush=True)
+    # The sample is drawn on one device, which may have no room for weights that several hold.
+    fits = config.mesh.size == 1 or (jax.default_backend() == "cpu" and jax.process_count() == 1)
+    if params is not None and config.evaluation.sample_tokens and fits:
+        print("sample:", textwrap.indent(sample(config, params), "  "), sep="\n")
     return final
 
 

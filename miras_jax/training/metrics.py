@@ -1,12 +1,14 @@
 """What a run says about itself: JSON lines for programs, a progress bar or lines for people."""
 
+import contextlib
 import json
 import math
 import os
 import pathlib
+import sys
 import time
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -55,6 +57,14 @@ class MetricsFile:
         self._file.close()
 
 
+class QuietConsole(Console):
+    """A console that falls silent when nobody reads it any more, where rich ends the process."""
+
+    def on_broken_pipe(self) -> None:
+        with contextlib.suppress(SystemExit):
+            super().on_broken_pipe()
+
+
 class Monitor:
     """Takes the metrics of every step, writes the records and stops a run that diverges.
 
@@ -86,22 +96,23 @@ class Monitor:
         # None until the first step of this process is over: it compiles.
         self._since: float | None = None
         self._counted = 0
-        self._console = Console(highlight=False, soft_wrap=True)
-        columns = (
-            TextColumn("step"),
-            MofNCompleteColumn(),
-            BarColumn(),
-            TextColumn("{task.fields[figures]}"),
+        # Whether a person watches a terminal that can redraw a line: a progress bar, else lines.
+        dumb = os.environ.get("TERM", "").lower() in ("dumb", "unknown")
+        self._interactive = self._file is not None and sys.stdout.isatty() and not dumb
+        self._console = QuietConsole(
+            highlight=False, soft_wrap=True, force_terminal=self._interactive
         )
         self._progress = Progress(
-            *columns, TimeRemainingColumn(), console=self._console, disable=not self.interactive
+            TextColumn("step"),
+            MofNCompleteColumn(),
+            BarColumn(bar_width=None),
+            TextColumn("{task.fields[figures]}"),
+            TimeRemainingColumn(),
+            console=self._console,
+            expand=True,
+            disable=not self._interactive,
         )
         self._task = self._progress.add_task("", total=steps, completed=start, figures="compiling")
-
-    @property
-    def interactive(self) -> bool:
-        """Whether a person watches: then there is a progress bar, else lines."""
-        return self._console.is_terminal and self._file is not None
 
     def __enter__(self) -> "Monitor":
         self._progress.start()
@@ -173,17 +184,21 @@ class Monitor:
         if self._file is None:
             return
         self._file.write(record)
-        figures = "  ".join(
-            f"{label} {record[name]:{form}}"
-            for name, (label, form) in SHOWN.items()
-            if name in record
-        )
-        if not self.interactive or "eval/loss" in record:
-            self.say(f"step {record['step']:>{len(str(self._steps))}}/{self._steps}  {figures}")
+        if self._interactive and "train/loss" in record:
+            self._progress.update(self._task, figures=_figures(record, SHOWN_IN_BAR))
         else:
-            self._progress.update(self._task, figures=figures)
+            step = f"step {record['step']:>{len(str(self._steps))}}/{self._steps}"
+            self.say(f"{step}  {_figures(record, SHOWN)}")
 
 
+def _figures(record: Record, names: Iterable[str]) -> str:
+    """Writes the figures of a record for people."""
+    shown = ((*SHOWN[name], record[name]) for name in names if name in record)
+    return "  ".join(f"{label} {value:{form}}" for label, form, value in shown)
+
+
+# In 80 columns there is room for two, beside the count and the bar.
+SHOWN_IN_BAR = ("train/loss", "throughput/tokens_per_second")
 SHOWN = {
     "train/loss": ("loss", ".4f"),
     "train/grad_norm": ("grad norm", ".3f"),

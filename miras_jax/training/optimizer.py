@@ -16,9 +16,10 @@ DECAYED = re.compile(r"^(?!.*convolution).*\bkernel\b")
 def learning_rate(config: TrainConfig) -> optax.Schedule:
     """Returns the map from the number of updates done to the learning rate of the next one."""
     optimizer = config.optimizer
-    warmup = min(optimizer.warmup_steps, config.steps)
+    warmup = optimizer.warmup_steps
+    # The last update is made after steps - 1 others: there the cosine must have ended.
     cosine = optax.cosine_decay_schedule(
-        optimizer.learning_rate, max(config.steps - warmup, 1), alpha=optimizer.final_fraction
+        optimizer.learning_rate, max(config.steps - warmup - 1, 1), alpha=optimizer.final_fraction
     )
     if not warmup:
         return cosine

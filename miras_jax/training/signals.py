@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: the first is noted, so that the run can save; the second is obeyed."""
+"""Ctrl-C and SIGTERM: the first is noted, so that the run can save; the next one is obeyed."""
 
 import contextlib
 import os
@@ -15,7 +15,9 @@ class Signals:
 
 @contextlib.contextmanager
 def stop_signals() -> Iterator[Signals]:
-    """Notes the first SIGINT or SIGTERM; the next one ends the process, whatever it is doing.
+    """Notes the first SIGINT or SIGTERM; once it is noted, the next one ends the process.
+
+    Python notes a signal when it runs again: while jax compiles, that takes until it is done.
 
     Signals reach the main thread only; in another one this does nothing.
     """

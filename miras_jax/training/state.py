@@ -51,11 +51,15 @@ def make_mesh(config: MeshConfig) -> Mesh:
     devices = jax.devices()
     if len(devices) % config.size or (jax.process_count() > 1 and config.size != len(devices)):
         backend = jax.default_backend()
-        hint = f"; --mesh.devices {config.size} emulates them" if backend == "cpu" else ""
+        hint = (
+            f"--mesh.devices {config.size} emulates them"
+            if backend == "cpu"
+            else "try --mesh.fsdp 1 --mesh.tensor 1, or JAX_PLATFORMS=cpu to emulate"
+        )
         raise UserError(
             f"mesh data x fsdp x tensor = {config.data} x {config.fsdp} x {config.tensor}"
             f" = {config.size} devices does not divide the {len(devices)} {backend} device(s)"
-            f" here{hint}"
+            f" here; {hint}"
         )
     shape = (config.data, config.fsdp, config.tensor)
     return jax.make_mesh(

@@ -18,7 +18,7 @@ ROW = Row(
         architecture=MLP(),
         bias=Lp(p=3.0),
         retention=Lq(q=4.0, decay=log_decay()),
-        algorithm=GradientDescent(step=Gate(initial=0.1), normalized=True),
+        algorithm=GradientDescent(step=Gate(initial=0.05), normalized=True),
         chunk_size=16,
     ),
     architecture="MLP of 2 layers",

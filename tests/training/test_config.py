@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import pytest
 
 from miras_jax.training import (
@@ -15,7 +16,7 @@ from miras_jax.training import (
 )
 from miras_jax.training.config import validate
 from miras_jax.training.state import make_mesh
-from tests.training.toy import toy
+from tests.training.toy import MODEL, toy
 
 
 def test_toy_is_valid(tmp_path):
@@ -41,6 +42,8 @@ def test_toy_is_valid(tmp_path):
         ({"optimizer": OptimizerConfig(b2=1.0)}, "optimizer.b2 must be at least 0 and below 1"),
         ({"optimizer": OptimizerConfig(final_fraction=2.0)}, "optimizer.final_fraction"),
         ({"optimizer": OptimizerConfig(warmup_steps=-1)}, "optimizer.warmup_steps"),
+        ({"seed": -1}, "seed must be at least 0 and below 4294967296, got -1"),
+        ({"seed": 2**32}, "seed must be at least 0 and below 4294967296, got 4294967296"),
     ],
 )
 def test_refuses(tmp_path, changes, message):
@@ -54,7 +57,10 @@ def test_refuses(tmp_path, changes, message):
     [
         ({"window": 0}, {}, "data.window must be at least 1"),
         ({"window": 10**6}, {}, "too few for data.window 1000000"),
-        ({"source": "/nowhere"}, {}, "/nowhere"),
+        ({"source": "/nowhere"}, {}, "data.source '/nowhere'"),
+        ({"validation": "/nowhere"}, {}, "data.validation '/nowhere'"),
+        ({"source": "/nowhere", "validation": "/neither"}, {}, "data.source '/nowhere'"),
+        ({"seed": -1}, {}, "data.seed must be at least 0"),
         ({}, {"vocab_size": 64}, "model.vocab_size 64 is less than the tokenizer's 257"),
     ],
 )
@@ -76,3 +82,15 @@ def test_mesh_must_divide_the_devices():
         make_mesh(MeshConfig(data=3))
     with pytest.raises(UserError, match="devices 16 cannot be emulated"):
         make_mesh(MeshConfig(data=16, devices=16))
+
+
+def test_an_accelerator_gets_a_hint_of_its_own(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    with pytest.raises(UserError, match=r"8 gpu device.*; try --mesh.fsdp 1 .*JAX_PLATFORMS=cpu"):
+        make_mesh(MeshConfig(fsdp=3))
+
+
+@pytest.mark.parametrize("field", ["ff_dim", "rotary_base"])
+def test_model_refuses_what_is_not_positive(field):
+    with pytest.raises(ValueError, match=f"model.{field} must be .*, got 0"):
+        dataclasses.replace(MODEL, **{field: 0})

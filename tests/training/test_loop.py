@@ -18,6 +18,7 @@ from miras_jax.training import (
     OptimizerConfig,
     StoppedError,
     UserError,
+    checkpoint,
     loop,
     train,
 )
@@ -125,6 +126,34 @@ def finished(uninterrupted, tmp_path):
     return config
 
 
+@pytest.mark.parametrize("latest", [4, None])
+def test_continues_what_was_killed_while_writing(finished, uninterrupted, latest):
+    """Killed in the checkpoint of step 6, or in the very first one."""
+    folder = pathlib.Path(finished.directory)
+    for step in steps_on_disk(finished):
+        if latest is None or step > latest:
+            shutil.rmtree(folder / f"checkpoints/{step}")
+    partial = folder / f"checkpoints/{6 if latest else 2}.orbax-checkpoint-tmp"
+    partial.mkdir()
+    (partial / "half").write_text("written")
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 7, "train/loss": 9.0}\n{"step": 8, "train/lo')
+    train(finished)
+    assert records(finished) == records(uninterrupted[0])
+    assert steps_on_disk(finished) == [2, 4, 6]  # and nothing half written
+    for x, y in zip(weights(finished), weights(uninterrupted[0]), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+def test_one_process_at_a_time(finished):
+    with (
+        checkpoint.open_checkpoints(finished),
+        pytest.raises(UserError, match="another process is training in"),
+    ):
+        train(finished)
+    train(finished)  # the lock is free again
+
+
 def test_prolonged_on_another_mesh(finished):
     longer = dataclasses.replace(finished, steps=8, mesh=MeshConfig(data=2, fsdp=2, tensor=2))
     assert train(longer)["step"] == 8
@@ -157,10 +186,10 @@ def test_refuses_to_continue_another_run(uninterrupted, tmp_path):
         train(dataclasses.replace(config, data=data))
 
 
-@pytest.mark.parametrize("content", [None, "folder", "run"])
+@pytest.mark.parametrize("content", [None, ".", "checkpoints", "2024", "checkpoints/7"])
 def test_missing_checkpoint(tmp_path, content):
     path = tmp_path / "run"
     if content:
-        (path / "checkpoints" if content == "run" else path).mkdir(parents=True)
+        (path / content).mkdir(parents=True)
     with pytest.raises(UserError, match="no checkpoint"):
         load_model(path)
