@@ -59,8 +59,10 @@ def test_prefill_and_decode_give_the_logits_of_the_whole_text(name):
     assert jnp.max(jnp.abs(last - expected[:, -1])) < FLOAT32
 
 
-@pytest.mark.parametrize("rotary", [True, False])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    ("name", "rotary"),
+    [(name, None) for name in NAMES] + [("yaad", True), ("transformer", False)],
+)
 def test_packed_documents_equal_themselves_alone(name, rotary):
     """Memory, convolution and positions begin afresh; documents lie on the chunk grid here."""
     model, tokens = model_of(name, rotary=rotary), tokens_of(1, 17)
