@@ -1,11 +1,11 @@
 """Sampling: read the prompt in blocks, then one token at a time from the memory's state."""
 
 from collections.abc import Iterator
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from miras_jax.nn.model import LanguageModel, ModelState
 
@@ -79,12 +79,13 @@ def prefill(model: LanguageModel, tokens: np.ndarray, state: ModelState):
     return logits, state
 
 
-@nnx.jit(donate_argnums=2)
+@partial(jax.jit, donate_argnums=2)
 def _read(model, tokens, state):
     logits, state = model(tokens, state)
     return logits[:, -1], state
 
 
+@partial(jax.jit, static_argnames=("temperature", "top_k", "top_p"))
 def sample(
     key: jax.Array,
     logits: jax.Array,
