@@ -25,7 +25,8 @@ class GradientDescent:
         current key, whatever its width. Without it the step is the plain one of the papers.
       eps: bounds the normalised step of inputs that are nearly zero, at 1 / (2 sqrt(eps)) times
         the cotangent; keys of unit norm lose 1%. A zero key still meets the LayerNorm of a deep
-        memory at zero, where outer gradients are large (1e5), so give keys a norm.
+        memory at zero, where outer gradients are large (1e5 to 1e6 seen), so give keys a
+        norm.
     """
 
     step: Gate | None = Gate()

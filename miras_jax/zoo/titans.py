@@ -6,7 +6,7 @@ Eqs. 11-14); Miras Table 1.
 
 M is an MLP of two layers with residual and LayerNorm. Departs: decays towards the learned start
 instead of zero, and divides each layer's step by the squared norm of its input
-(docs/decisions/deep-memory-defaults.md has the runs).
+(docs/decisions/deep-memory-defaults.md has runs of its three neighbours with the same defaults).
 """
 
 from miras_jax.memory import MLP, Gate, L2Decay, Memory, Momentum
