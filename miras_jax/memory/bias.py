@@ -29,8 +29,12 @@ class Bias:
     def gates(self) -> dict[str, Gate]:
         return {}
 
+    def loss(self, prediction: jax.Array, value: jax.Array, gates: Mapping) -> jax.Array:
+        """l `[...]` for prediction and value `[..., V]`, gates `[...]`."""
+        raise NotImplementedError
+
     def gradient(self, prediction: jax.Array, value: jax.Array, gates: Mapping) -> jax.Array:
-        """dl/dpred `[..., V]` for prediction and value `[..., V]`, gates `[...]`."""
+        """dl/dpred `[..., V]`."""
         raise NotImplementedError
 
 
@@ -39,6 +43,9 @@ class DotProduct(Bias):
     """`l = -<pred, v>`, Hebbian learning (Miras Eq. 8)."""
 
     curvature = 0.0
+
+    def loss(self, prediction, value, gates):
+        return -jnp.sum(prediction * value, axis=-1)
 
     def gradient(self, prediction, value, gates):
         return -value
@@ -49,6 +56,9 @@ class L2(Bias):
     """`l = |r|^2 / 2`, the delta rule (Miras Eq. 9)."""
 
     curvature = 1.0
+
+    def loss(self, prediction, value, gates):
+        return jnp.sum((prediction - value) ** 2, axis=-1) / 2
 
     def gradient(self, prediction, value, gates):
         return prediction - value
@@ -73,6 +83,10 @@ class Lp(Bias):
     def __post_init__(self):
         if self.p < 1:
             raise ValueError(f"The lp bias needs p >= 1, got {self.p}.")
+
+    def loss(self, prediction, value, gates):
+        r = prediction - value
+        return jnp.sum((r * r + self.eps) ** (self.p / 2), axis=-1) / self.p
 
     def gradient(self, prediction, value, gates):
         r = prediction - value
@@ -119,9 +133,25 @@ class Huber(Bias):
     def gates(self):
         return {"threshold": self.threshold} if isinstance(self.threshold, Gate) else {}
 
+    def _threshold(self, gates):
+        return gates["threshold"][..., None] if self.gates else self.threshold
+
+    def loss(self, prediction, value, gates):
+        """The switch has no loss of which it is the gradient; its l2 and l1 halves are given."""
+        r, delta = prediction - value, self._threshold(gates)
+        if self.kind == "coordinate":
+            size = jnp.abs(r)
+        else:
+            size = jnp.sqrt(jnp.sum(r * r, axis=-1, keepdims=True) + self.eps)
+        clipped = jnp.minimum(size, delta)  # finite for an infinite threshold too
+        loss = clipped * (size - clipped / 2)
+        if self.kind == "switch":
+            l1 = jnp.sum(jnp.sqrt(r * r + self.eps), axis=-1, keepdims=True)
+            loss = jnp.where(size <= delta, loss, clipped * l1)
+        return jnp.sum(loss, axis=-1)
+
     def gradient(self, prediction, value, gates):
-        r = prediction - value
-        delta = gates["threshold"][..., None] if self.gates else self.threshold
+        r, delta = prediction - value, self._threshold(gates)
         if self.kind == "coordinate":
             return jnp.clip(r, -delta, delta)
         norm = jnp.sqrt(jnp.sum(r * r, axis=-1, keepdims=True) + self.eps)
@@ -129,3 +159,41 @@ class Huber(Bias):
             return r * (jnp.minimum(delta, norm) / norm)  # finite for an infinite threshold too
         sign = r * jax.lax.rsqrt(r * r + self.eps)
         return jnp.where(norm <= delta, r, jnp.minimum(delta, norm) * sign)
+
+
+@dataclasses.dataclass(frozen=True)
+class Robust(Bias):
+    """l2 at the worst of all values within a radius of the given one: `max_{|e| <= Delta} |pred -
+    (v + e)|^2 / 2 = (|r| + Delta)^2 / 2` (Miras Eq. 17).
+
+    Attributes:
+      radius: Delta >= 0; a number, or a gate for a learned or input-dependent one.
+      eps: smooths the norm at zero.
+    """
+
+    radius: Gate | float = Gate(activation="softplus", initial=0.1, source="learned")
+    eps: float = 1e-6
+
+    def __post_init__(self):
+        if isinstance(self.radius, Gate):
+            if self.radius.per != "head":
+                raise ValueError(f"Robust's radius is per head, got per={self.radius.per!r}.")
+        elif not self.radius >= 0:
+            raise ValueError(f"Robust's radius must be at least 0, got {self.radius}.")
+
+    @property
+    def gates(self):
+        return {"radius": self.radius} if isinstance(self.radius, Gate) else {}
+
+    def _norm_and_radius(self, r, gates):
+        norm = jnp.sqrt(jnp.sum(r * r, axis=-1, keepdims=True) + self.eps)
+        return norm, gates["radius"][..., None] if self.gates else self.radius
+
+    def loss(self, prediction, value, gates):
+        norm, radius = self._norm_and_radius(prediction - value, gates)
+        return ((norm + radius) ** 2)[..., 0] / 2
+
+    def gradient(self, prediction, value, gates):
+        r = prediction - value
+        norm, radius = self._norm_and_radius(r, gates)
+        return r * (1 + radius / norm)

@@ -5,45 +5,58 @@ it here; other drivers may loop it on chip.
 
 Inside a chunk every gradient is taken at the memory of the chunk's start (Miras section 5.4), or,
 for a linear memory with an affine bias, at the memory of its own token by a unit lower triangular
-solve. Reads see every write up to their own token.
+solve. Reads see every write up to their own token, or the chunk's start, as the memory says.
 """
+
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 
 from miras_jax.memory import coefficients as co
 from miras_jax.memory import layer as la
-from miras_jax.memory.head import Chunk, Head, choose
+from miras_jax.memory.commit import commit, tally
+from miras_jax.memory.head import Chunk, Head, choose, inner_steps
 from miras_jax.memory.memory import Memory, Weights
 from miras_jax.memory.triangular import solve_unit_lower
 
 
 def chunk_step(
-    memory: Memory, initial: Weights, head: Head, chunk: Chunk
+    memory: Memory, initial: Weights, head: Head, chunk: Chunk, complete: bool | jax.Array
 ) -> tuple[Head, jax.Array]:
     """Reads a chunk and learns from it.
 
     Args:
       memory: the four choices.
-      initial: A_0 by layer `[inputs, outputs]`.
+      initial: A_0 by layer `[inputs, outputs]`; of layers that are never written, their weights.
       head: the state before the chunk's first token.
       chunk: C tokens.
+      complete: whether the chunk ends with its last token, or goes on in a later call.
 
     Returns:
       the state after the chunk's last token (its `start` is the one passed in), and `y [C, V]`.
     """
     packed = chunk.reset is not None
+    chunk, steps = inner_steps(memory.algorithm, chunk)
     docs = co.documents(chunk.q.shape[0], chunk.reset, chunk.live)
     layers = memory.layers(chunk.k.shape[-1], chunk.v.shape[-1])
+    written = {name: layer for name, layer in layers.items() if not layer.frozen}
+    algorithm, retention, dtype = memory.algorithm, memory.retention, chunk.q.dtype
+
+    # A memory that moves at the chunk's end alone does not decay before it either.
+    specs = {} if algorithm.steps_a_chunk else retention.gates
+    specs = {**specs, **algorithm.gates}
     gates = {
-        name: la.layer_gates(layer, memory.gates, chunk.gates, docs.live, chunk.q.dtype)
-        for name, layer in layers.items()
+        name: la.layer_gates(layer, algorithm.step_gate(name), specs, chunk.gates, docs.live, dtype)
+        for name, layer in written.items()
     }
-    momentum = None
-    if "momentum" in memory.gates:
-        momentum = co.products(jnp.where(docs.live, chunk.gates["momentum"], 1.0), docs)
-    coefs = {name: co.coefficients(g.log_decay, momentum, docs) for name, g in gates.items()}
-    anchored = memory.retention.decay is not None and memory.retention.anchor == "initial"
+    momentum = nesterov = None
+    if head.momentum:
+        mu = chunk.gates["momentum"]
+        momentum = co.products(jnp.where(docs.live, mu, 1.0), docs)
+        nesterov = mu if algorithm.nesterov else None
+    coefs = {name: la.layer_coefficients(g, docs, momentum, nesterov) for name, g in gates.items()}
+    anchored = bool(retention.gates) and retention.anchor == "initial"
     memories = {
         name: la.LayerMemory(
             start=head.weights[name],
@@ -51,99 +64,126 @@ def chunk_step(
             anchor=initial[name] if anchored and layer.std is not None else None,
             momentum=head.momentum.get(name),
         )
-        for name, layer in layers.items()
+        for name, layer in written.items()
     }
-    start = head.weights if head.start is None else head.start
+    start = head.start or head.weights
 
-    def start_linear(name, x):
-        """The layer at the start of the chunk, or of the document that began inside it."""
-        y = x @ memory.retention.link(start[name], initial[name], layers[name])
-        if not packed:
-            return y
-        y0 = x @ memory.retention.link(initial[name], initial[name], layers[name])
-        return jnp.where(docs.fresh[:, None], y0, y)
+    def linear_at(weights, packed=packed):
+        """The layers with given accumulators, or the initial ones for documents that began here."""
+
+        def linear(name, x):
+            layer, a0 = layers[name], initial[name]
+            if layer.frozen:
+                return layer.apply(x, a0)
+            y = layer.apply(x, retention.link(weights[name], a0, layer))
+            if not packed:
+                return y
+            y0 = layer.apply(x, retention.link(a0, a0, layer))
+            return jnp.where(docs.fresh[:, None], y0, y)
+
+        return linear
 
     # Write: layer by layer, token i adds the outer product -u_i d_i^T, steps included.
-    if memory.exact:
-        inputs = dict.fromkeys(layers, chunk.k)  # one layer, which reads the keys
+    u, d = {}, {}
+    if memory.exact and memory.bias.curvature:
+        ((name, layer),) = written.items()
+        step = algorithm.direction(layer, chunk.k, retention.gain(layer)) * gates[name].step_in
+        u[name] = step
+        d[name] = _exact_gradients(memory, layer, chunk, step, memories[name], coefs[name])
     else:
-        inputs, cotangents = _chunk_gradients(memory, layers, start_linear, chunk)
-    u = {
-        name: gates[name].step_in
-        * memory.algorithm.direction(inputs[name], memory.retention.gain(layer))
-        for name, layer in layers.items()
-    }
-    if memory.exact:
-        cotangents = {
-            name: _exact_gradients(
-                memory, chunk, u[name], memories[name], coefs[name], gates[name].axis
-            )
-            for name in layers
-        }
-    d = {
-        name: x if gates[name].step_out is None else x * gates[name].step_out
-        for name, x in cotangents.items()
-    }
+        inputs, cotangents = _chunk_gradients(memory, written, linear_at(start), chunk)
+        for name, layer in written.items():
+            direction = algorithm.direction(layer, inputs[name], retention.gain(layer))
+            u[name], d[name] = gates[name].factors(direction, cotangents[name])
 
     # Read: the layer as it stands after each token's own write.
     def token_linear(name, x):
-        c, axis = coefs[name], gates[name].axis
-        y = la.read_start(x, memories[name], c, axis, packed)
-        y -= la.read_writes(x, u[name], d[name], c.write, axis)
-        factor = memory.retention.factor(start[name], initial[name])
+        layer, a0 = layers[name], initial[name]
+        if layer.frozen:
+            return layer.apply(x, a0)
+        writes = la.read_writes(layer, x, u[name], d[name], coefs[name])
+        if algorithm.lift is not None:
+            writes = chunk.gates["lift"][:, None] * writes
+        y = la.read_start(layer, x, memories[name], coefs[name], packed) - writes
+        factor = retention.factor(start[name], a0)
         if packed:
-            fresh_factor = memory.retention.factor(initial[name], initial[name])
-            factor = jnp.where(docs.fresh[:, None], fresh_factor, factor)
+            factor = jnp.where(docs.fresh[:, None], retention.factor(a0, a0), factor)
         return factor * y
 
-    y = memory.architecture.apply(token_linear if memory.read == "token" else start_linear, chunk.q)
+    linear = token_linear if memory.read == "token" else linear_at(start)
+    y = memory.architecture.read(linear, chunk.q, chunk.gates)
 
     # Carry.
     weights = {
-        name: la.end(u[name], d[name], memories[name], coefs[name], gates[name].axis, packed)
-        for name in layers
+        name: la.end(layer, u[name], d[name], memories[name], coefs[name], packed)
+        for name, layer in written.items()
     }
     carried = {}
     if momentum is not None:
         between, from_start = momentum
         carried = {
-            name: from_start[-1] * s - (u[name] * between[-1][:, None]).T @ d[name]
+            name: from_start[-1] * s - written[name].outer(u[name] * between[-1][:, None], d[name])
             for name, s in head.momentum.items()
         }
-    return Head(weights, carried, head.start), y
+    after = Head(weights, carried, head.start, head.optimizer)
+    if memory.commits:
+        after = _end_of_chunk(memory, initial, start, after, chunk, docs, complete)
+    if memory.read == "commit":
+        newest = linear_at(after.weights, packed=False)
+        last_gates = jax.tree.map(lambda x: x[-1:], chunk.gates)
+        last = memory.architecture.read(newest, chunk.q[-1:], last_gates)
+        y = jnp.concatenate([y[:-1], jnp.where(complete, last, y[-1:])])
+    return after, y[steps - 1 :: steps]
+
+
+def _end_of_chunk(memory, initial, start, after: Head, chunk: Chunk, docs, complete) -> Head:
+    """The state after a chunk, committed if the chunk is complete."""
+    fresh = docs.fresh[-1]
+    initial_written = {name: initial[name] for name in after.weights}
+    if after.optimizer:
+        begun = memory.begin(initial_written, chunk.k.shape[-1], chunk.v.shape[-1])
+        counts = (docs.same[-1] & docs.live).astype(chunk.q.dtype)
+        optimizer = tally(choose(fresh, begun, after.optimizer), chunk.gates, counts)
+        after = after._replace(optimizer=optimizer)
+    done = commit(memory, initial, choose(fresh, initial_written, start), after, chunk)
+    return done if complete is True else choose(complete, done, after)
 
 
 def _chunk_gradients(memory, layers, start_linear, chunk: Chunk) -> tuple[Weights, Weights]:
     """Inputs `[C, in]` and cotangents `[C, out]` of every layer at the start of the chunk."""
+    architecture = memory.architecture
 
     def predict(taps):
         inputs = {}
 
         def linear(name, x):
+            y = start_linear(name, x)
+            if name not in layers:
+                return y
             inputs[name] = x
-            return start_linear(name, x) + taps[name]
+            return y + taps[name]
 
-        return memory.architecture.apply(linear, chunk.k), inputs
+        return architecture.apply(linear, chunk.k), inputs
 
-    shape = (chunk.k.shape[0],)
-    taps = {name: jnp.zeros((*shape, x.outputs), chunk.k.dtype) for name, x in layers.items()}
+    shape, dtype = (chunk.k.shape[0],), chunk.k.dtype
+    taps = {name: jnp.zeros((*shape, layer.width), dtype) for name, layer in layers.items()}
     prediction, backward, inputs = jax.vjp(predict, taps, has_aux=True)
-    (cotangents,) = backward(memory.bias.gradient(prediction, chunk.v, chunk.gates))
+    target = architecture.target(chunk.k, chunk.v)
+    (cotangents,) = backward(memory.bias.gradient(prediction, target, chunk.gates))
     return inputs, cotangents
 
 
-def _exact_gradients(memory, chunk: Chunk, u, start: la.LayerMemory, c: co.Coefficients, axis):
+def _exact_gradients(memory, layer, chunk: Chunk, u, start: la.LayerMemory, c):
     """Gradients `d_t = c pred_t - v_t` `[C, V]` of a linear memory, each at its own token's memory.
 
     `pred_t = recalled_t - sum_{i<t} coupling[t,i] d_i`, so `(I + c coupling) d = c recalled - v`
     with a strictly lower triangular coupling.
     """
     curvature = memory.bias.curvature
-    if curvature == 0.0:
-        return -chunk.v
-    earlier = co.before_write(c) if memory.retention.decay_first else co.before(c, chunk.reset)
-    recalled = la.read_start(chunk.k, start, earlier, axis, chunk.reset is not None)
-    coupling = la.scores(chunk.k, u, earlier.write, axis)
+    address = chunk.k if chunk.address is None else chunk.address
+    earlier = c.before_write() if memory.retention.decay_first else c.before(chunk.reset)
+    recalled = la.read_start(layer, address, start, earlier, chunk.reset is not None)
+    coupling = la.scores(address, u, earlier)
     return solve_unit_lower(curvature * coupling, curvature * recalled - chunk.v)
 
 
@@ -153,7 +193,7 @@ def chunked(
     head: Head,
     tokens: Chunk,
     phase: jax.Array | None,
-) -> tuple[Head, jax.Array]:
+) -> tuple[Head, jax.Array, None]:
     """Runs `chunk_step` over the tokens of one head.
 
     Args:
@@ -165,11 +205,12 @@ def chunked(
         chunk (statically known, which spares the shift to the chunk grid).
 
     Returns:
-      the state after the last token, with the start of its chunk, and `y [T, V]`.
+      the state after the last token, with the start of its chunk, `y [T, V]`, and None in the
+      place of the recurrent form's diagnostics.
     """
     if phase is None:
-        return _on_grid(memory, initial, head, tokens)
-    return _off_grid(memory, initial, head, tokens, phase)
+        return *_on_grid(memory, initial, head, tokens), None
+    return *_off_grid(memory, initial, head, tokens, phase), None
 
 
 def _split(x: jax.Array, length: int) -> jax.Array:
@@ -182,22 +223,22 @@ def _on_grid(memory, initial, head, tokens):
     whole = total - total % size
     head, ys = head._replace(start=None), []
 
-    def body(head, chunk):
-        return chunk_step(memory, initial, head, chunk)
-
     # The backward pass keeps the states at the starts of the chunks and recomputes their insides.
-    body = jax.checkpoint(body, prevent_cse=False)
+    @partial(jax.checkpoint, prevent_cse=False, static_argnums=2)
+    def body(head, chunk, complete):
+        return chunk_step(memory, initial, head, chunk, complete)
+
     if whole:
         chunks = jax.tree.map(lambda x: _split(x[:whole], size), tokens)
-        head, y = jax.lax.scan(body, head, chunks)
+        head, y = jax.lax.scan(lambda head, chunk: body(head, chunk, True), head, chunks)
         ys.append(y.reshape(whole, -1))
     start = head.weights
     if whole < total:
         rest = jax.tree.map(lambda x: x[whole:], tokens)
-        head, y = body(head, rest)
+        head, y = body(head, rest, False)
         ys.append(y)
         if rest.reset is not None:
-            start = choose(rest.reset.any(), initial, start)
+            start = choose(rest.reset.any(), {name: initial[name] for name in start}, start)
     return head._replace(start={} if memory.exact else start), jnp.concatenate(ys)
 
 
@@ -212,16 +253,12 @@ def _off_grid(memory, initial, head, tokens, phase):
         return jax.lax.dynamic_update_slice_in_dim(room, x, phase, axis=0)
 
     def body(head, chunk):
-        after, y = chunk_step(memory, initial, head, chunk)
+        after, y = chunk_step(memory, initial, head, chunk, chunk.live[-1])
         start = head.start
         if chunk.reset is not None:
-            start = choose(chunk.reset.any(), initial, start)
+            start = choose(chunk.reset.any(), {name: initial[name] for name in start}, start)
         return after._replace(start=choose(chunk.live[-1], after.weights, start)), y
 
     chunks = jax.tree.map(lambda x: _split(place(x), size), tokens)
     head, y = jax.lax.scan(jax.checkpoint(body, prevent_cse=False), head, chunks)
     return head, jax.lax.dynamic_slice_in_dim(y.reshape(count * size, -1), phase, total)
-
-
-def _split(x: jax.Array, length: int) -> jax.Array:
-    return x.reshape(x.shape[0] // length, length, *x.shape[1:])

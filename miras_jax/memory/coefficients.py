@@ -18,6 +18,90 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+BLOCK = 16
+"""Tokens whose decays per channel are formed pair by pair; blocks of them meet in products."""
+
+
+class Channels(NamedTuple):
+    """The write coefficients `[C, C, n]` of decays per channel, not yet formed.
+
+    A pair (t, i) in two blocks decays from i to the first token of t's block and from there to t:
+    one factor, at most 1, for each side of a matrix product. Only the pairs within a block are
+    formed channel by channel.
+
+    Attributes:
+      log_decay: `[C, n]`.
+      mask: bool `[C, C]`, which pairs (t, i) count.
+      lag: 0 decays from after i to after t, 1 to before t.
+    """
+
+    log_decay: jax.Array
+    mask: jax.Array
+    lag: int
+
+    def _factors(self) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Decays from i to the block `[blocks, C', n]` (zero for later i), from the block to t
+        `[blocks, size, n]` and between the tokens of a block `[blocks, size, size, n]`."""
+        length, dtype = self.log_decay.shape[0], self.log_decay.dtype
+        size = min(BLOCK, length)
+        count = -(-length // size)
+        log = _pad(self.log_decay, count * size)
+        at = jnp.arange(count * size)
+        begins = (jnp.arange(count) * size)[:, None]
+        earlier = at[None, :] < begins
+        until = earlier[:, None, :] & (at[None, None, :] > at[None, :, None])
+        to_block = jnp.exp(jnp.einsum("bij,jn->bin", until.astype(dtype), log))
+        log = log.reshape(count, size, -1)
+        upto = jnp.tril(jnp.ones((size, size), dtype), -self.lag)
+        from_block = jnp.exp(jnp.einsum("tj,bjn->btn", upto, log))
+        after = jnp.tril(jnp.ones((size, size), dtype), -1)  # [j, i]: i < j
+        within = jnp.einsum("tj,bjin->btin", upto, after[:, :, None] * log[:, :, None, :])
+        return jnp.where(earlier[:, :, None], to_block, 0.0), from_block, jnp.exp(within)
+
+    def scores(self, x: jax.Array, u: jax.Array) -> jax.Array:
+        """`sum_n x_tn u_in decay_tin` under the mask, `[C, C]`, for x, u `[C, n]`."""
+        to_block, from_block, within = self._factors()
+        count, size, n = from_block.shape
+        x, u = (_pad(z, count * size) for z in (x, u))
+        x_blocks, u_blocks = (z.reshape(count, size, n) for z in (x, u))
+        far = jnp.einsum("btn,bin->bti", x_blocks * from_block, u * to_block)
+        near = jnp.einsum("btn,bin,btin->bti", x_blocks, u_blocks, within)
+        pairs = far.reshape(count * size, -1) + _block_diagonal(near)
+        length = self.mask.shape[0]
+        return jnp.where(self.mask, pairs[:length, :length], 0.0)
+
+    def weigh(self, s: jax.Array, d: jax.Array) -> jax.Array:
+        """`sum_i s_ti decay_tin d_in` under the mask, `[C, n]`, for s `[C, C]` and d `[C, n]`."""
+        to_block, from_block, within = self._factors()
+        count, size, n = from_block.shape
+        length, padded = self.mask.shape[0], count * size
+        s = _pad(jnp.pad(jnp.where(self.mask, s, 0.0), ((0, 0), (0, padded - length))), padded)
+        d = _pad(d, padded)
+        s = s.reshape(count, size, padded)
+        far = from_block * jnp.einsum("bti,bin->btn", s, d * to_block)
+        own = jnp.einsum(
+            "btci,bc->bti", s.reshape(count, size, count, size), jnp.eye(count, dtype=s.dtype)
+        )
+        near = jnp.einsum("bti,bin,btin->btn", own, d.reshape(count, size, n), within)
+        return (far + near).reshape(padded, n)[:length]
+
+    def last(self) -> jax.Array:
+        """The decays up to the chunk's end, `[C, n]`."""
+        length = self.log_decay.shape[0]
+        after = jnp.triu(jnp.ones((length, length), self.log_decay.dtype), 1)
+        return jnp.where(self.mask[-1][:, None], jnp.exp(after @ self.log_decay), 0.0)
+
+
+def _pad(x: jax.Array, length: int) -> jax.Array:
+    return jnp.pad(x, ((0, length - x.shape[0]), (0, 0)))
+
+
+def _block_diagonal(blocks: jax.Array) -> jax.Array:
+    """`[n, R, R]` on the diagonal of `[n R, n R]`."""
+    count, size, _ = blocks.shape
+    eye = jnp.eye(count, dtype=blocks.dtype)
+    return jnp.einsum("bti,bc->btci", blocks, eye).reshape(count * size, count * size)
+
 
 class Coefficients(NamedTuple):
     """Coefficients of one layer over a chunk of C tokens; n is 1, or the channels that decay.
@@ -33,7 +117,7 @@ class Coefficients(NamedTuple):
     carry: jax.Array
     fresh: jax.Array
     momentum_carry: jax.Array
-    write: jax.Array
+    write: jax.Array | Channels
 
 
 class Documents(NamedTuple):
@@ -61,26 +145,16 @@ def documents(length: int, reset: jax.Array | None, live: jax.Array | None) -> D
     return Documents(fresh=number > 0, same=same, live=live)
 
 
-def decays(log_decay: jax.Array, docs: Documents) -> tuple[jax.Array, jax.Array]:
-    """Decay from after token i to after token t, and from the chunk's (or document's) start.
-
-    Args:
-      log_decay: `[C, n]`, <= 0, zero where no token lives.
-
-    Returns:
-      `[C, C, n]`, `exp(sum_{i<j<=t} log_decay_j)`, zero outside `docs.same`; and `[C, n]`.
-    """
+def decays(log_decay: jax.Array, docs: Documents) -> jax.Array:
+    """Decay from after token i to after token t, `exp(sum_{i<j<=t} log_decay_j)` `[C, C, n]`,
+    zero outside `docs.same`, for log_decay `[C, n]`, <= 0, zero where no token lives."""
     length, dtype = log_decay.shape[0], log_decay.dtype
     upto = jnp.tril(jnp.ones((length, length), dtype))
     after = jnp.tril(jnp.ones((length, length), dtype), -1)  # [j, i]: i < j
     steps = after[:, :, None] * log_decay[:, None, :]
-    if log_decay.shape[1] == 1:
-        between = (upto @ steps[..., 0])[..., None]  # a sum as a product: cheap to compile and run
-    else:
-        between = jnp.cumsum(steps, axis=0)
+    between = jnp.einsum("tj,jin->tin", upto, steps)  # a sum as a product: cheap to compile and run
     same = docs.same[:, :, None]
-    start = docs.same.astype(dtype) @ log_decay
-    return jnp.where(same, jnp.exp(jnp.where(same, between, 0.0)), 0.0), jnp.exp(start)
+    return jnp.where(same, jnp.exp(jnp.where(same, between, 0.0)), 0.0)
 
 
 def products(momentum: jax.Array, docs: Documents) -> tuple[jax.Array, jax.Array]:
@@ -94,19 +168,36 @@ def products(momentum: jax.Array, docs: Documents) -> tuple[jax.Array, jax.Array
 
 
 def coefficients(
-    log_decay: jax.Array, momentum: tuple[jax.Array, jax.Array] | None, docs: Documents
+    log_decay: jax.Array,
+    docs: Documents,
+    momentum: tuple[jax.Array, jax.Array] | None = None,
+    nesterov: jax.Array | None = None,
 ) -> Coefficients:
-    """Coefficients from the log decay `[C, n]` and the `products` of the momentum, if any."""
-    write, start = decays(log_decay, docs)
+    """Coefficients from the log decay.
+
+    Args:
+      log_decay: `[C, n]`.
+      docs: the chunk's documents.
+      momentum: the `products` of the momentum, if any.
+      nesterov: mu `[C]` if the momentum is Nesterov's, which adds `mu_t S_t - eta_t g_t`.
+    """
+    start = jnp.exp(docs.same.astype(log_decay.dtype) @ log_decay)
     fresh = docs.fresh[:, None]
     carry, fresh_carry = jnp.where(fresh, 0.0, start), jnp.where(fresh, start, 0.0)
     momentum_carry = jnp.zeros_like(carry)
+    if log_decay.shape[1] > 1 and momentum is None:
+        write = Channels(log_decay, docs.same, lag=0)
+        return Coefficients(carry, fresh_carry, momentum_carry, write)
+    write = decays(log_decay, docs)
     if momentum is not None:
         # D_t sums S_j over the tokens j <= t, each decayed from j to t; padding adds no S.
-        write = write * docs.live.astype(write.dtype)[None, :, None]
+        live = write * docs.live.astype(write.dtype)[None, :, None]
         between, from_start = momentum
-        momentum_carry = jnp.einsum("tjn,j->tn", write, from_start)
-        write = jnp.einsum("tjn,ji->tin", write, between)
+        weighted = live if nesterov is None else live * nesterov[None, :, None]
+        momentum_carry = jnp.einsum("tjn,j->tn", weighted, from_start)
+        write = jnp.einsum("tjn,ji->tin", weighted, between)
+        if nesterov is not None:
+            write += live
     return Coefficients(carry, fresh_carry, momentum_carry, write)
 
 
@@ -114,30 +205,32 @@ def before(c: Coefficients, reset: jax.Array | None) -> Coefficients:
     """The coefficients of the memory just before token t: those after token t - 1, the start of
     the chunk for the first token, the initial memory for the first token of a document."""
 
+    def begin(x, value):
+        if reset is None:
+            return x
+        return jnp.where(reset.reshape((-1,) + (1,) * (x.ndim - 1)), value, x)
+
     def shift(x, first):
         return jnp.concatenate([jnp.full_like(x[:1], first), x[:-1]])
 
-    earlier = Coefficients(
-        shift(c.carry, 1.0), shift(c.fresh, 0.0), shift(c.momentum_carry, 0.0), shift(c.write, 0.0)
-    )
-    if reset is None:
-        return earlier
-
-    def begin(x, value):
-        mark = reset.reshape((-1,) + (1,) * (x.ndim - 1))
-        return jnp.where(mark, value, x)
-
+    if isinstance(c.write, Channels):
+        mask = begin(shift(c.write.mask, False), False)
+        write = c.write._replace(mask=mask, lag=1)
+    else:
+        write = begin(shift(c.write, 0.0), 0.0)
     return Coefficients(
-        begin(earlier.carry, 0.0),
-        begin(earlier.fresh, 1.0),
-        begin(earlier.momentum_carry, 0.0),
-        begin(earlier.write, 0.0),
+        begin(shift(c.carry, 1.0), 0.0),
+        begin(shift(c.fresh, 0.0), 1.0),
+        begin(shift(c.momentum_carry, 0.0), 0.0),
+        write,
     )
 
 
 def before_write(c: Coefficients) -> Coefficients:
     """The coefficients of the memory that has decayed for token t but not yet received its
     write (Gated DeltaNet's residual). For gradient descent."""
+    if isinstance(c.write, Channels):
+        return c._replace(write=c.write._replace(mask=jnp.tril(c.write.mask, -1)))
     length = c.write.shape[0]
     strict = jnp.tril(jnp.ones((length, length), bool), -1)[:, :, None]
     return c._replace(write=jnp.where(strict, c.write, 0.0))

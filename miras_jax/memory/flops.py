@@ -2,9 +2,12 @@
 
 from miras_jax.memory.attention import Attention
 from miras_jax.memory.memory import Memory
+from miras_jax.memory.window import SlidingWindowAttention
 
 
-def per_token(memory: Memory | Attention, key_dim: int, value_dim: int, window: int) -> float:
+def per_token(
+    memory: Memory | Attention | SlidingWindowAttention, key_dim: int, value_dim: int, window: int
+) -> float:
     """FLOPs of the matrix products of one head for one token, forward, in the chunked form.
 
     Args:
@@ -14,6 +17,11 @@ def per_token(memory: Memory | Attention, key_dim: int, value_dim: int, window: 
     """
     if isinstance(memory, Attention):
         return 2 * (key_dim + value_dim) * window / 2
+    if isinstance(memory, SlidingWindowAttention):
+        # A token sees the pairs before it until they fill the window.
+        reach = min(memory.window, window)
+        seen = memory.persistent + reach - reach * reach / (2 * window)
+        return 2 * (key_dim + value_dim) * seen
     chunk = min(memory.chunk_size, window)
     total = 0.0
     for layer in memory.layers(key_dim, value_dim).values():

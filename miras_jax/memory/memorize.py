@@ -13,23 +13,25 @@ from miras_jax.memory.head import Chunk, Head
 from miras_jax.memory.memory import Memory, Parameters, State
 from miras_jax.memory.recurrent import recurrent
 from miras_jax.memory.segments import document_starts
+from miras_jax.memory.window import SlidingWindowAttention, WindowState, attend_window
 
 Form = Literal["auto", "recurrent", "chunked", "associative", "pallas_tpu", "pallas_gpu"]
 FORMS = ("auto", "recurrent", "chunked", "associative", "pallas_tpu", "pallas_gpu")
 
 
 def memorize(
-    memory: Memory | Attention,
+    memory: Memory | Attention | SlidingWindowAttention,
     params: Parameters,
     q: jax.Array,
     k: jax.Array,
     v: jax.Array,
     gates: Mapping[str, jax.Array] | None = None,
     *,
-    state: State | AttentionState | None = None,
+    state: State | AttentionState | WindowState | None = None,
     segment_ids: jax.Array | None = None,
     form: Form = "auto",
-) -> tuple[jax.Array, State | AttentionState]:
+    diagnostics: bool = False,
+) -> tuple:
     """Learns the pairs (k_t, v_t) in order and recalls with q_t (Miras section 3).
 
     Differentiable in everything, the state included; the gradient flows through the inner updates.
@@ -46,10 +48,13 @@ def memorize(
       segment_ids: int `[B, T]`, >= 0, non-decreasing in a row; at every change the memory starts
         afresh.
         None goes on with the document of the state.
-      form: "recurrent", "chunked", or "auto": chunked, but recurrent for single tokens.
+      form: "recurrent", "chunked", or "auto": chunked where the memory has it, but recurrent for
+        single tokens.
+      diagnostics: also say what the inner loop did at every token; runs the recurrent form.
 
     Returns:
-      y `[B, T, H, V]` in the dtype of v, and the state, float32 (float64 for float64 inputs).
+      y `[B, T, H, V]` in the dtype of v, and the state, float32 (float64 for float64 inputs); with
+      diagnostics a third, `Diagnostics` of arrays `[B, T, H]`.
 
     Raises:
       ValueError: a shape, a gate or a form that does not fit.
@@ -58,11 +63,19 @@ def memorize(
     gates = dict(gates or {})
     _check(memory, params, q, k, v, gates, segment_ids, form)
     _check_state(memory, params, q.shape[0], state)
-    return _memorize(memory, params, q, k, v, gates, state, segment_ids, form)
+    if diagnostics:
+        if not isinstance(memory, Memory):
+            raise NotImplementedError(f"{type(memory).__name__} has no inner loop to diagnose.")
+        if form not in ("auto", "recurrent"):
+            raise NotImplementedError(f"Diagnostics run the recurrent form, got form={form!r}.")
+        form = "diagnosed"
+    y, state, what = _memorize(memory, params, q, k, v, gates, state, segment_ids, form)
+    return (y, state, what) if diagnostics else (y, state)
 
 
 @partial(jax.jit, static_argnames=("memory", "form"))
 def _memorize(memory, params, q, k, v, gates, state, segment_ids, form):
+    diagnostics = None
     out_dtype = v.dtype
     dtype = jnp.promote_types(jnp.result_type(q, k, v), jnp.float32)
     q, k, v, gates, state = jax.tree.map(
@@ -72,9 +85,11 @@ def _memorize(memory, params, q, k, v, gates, state, segment_ids, form):
     with jax.default_matmul_precision("highest"):
         if isinstance(memory, Attention):
             y, state = attend(memory, params, q, k, v, state, segment_ids, form)
+        elif isinstance(memory, SlidingWindowAttention):
+            y, state = attend_window(memory, params, q, k, v, state, segment_ids, form)
         else:
-            y, state = _read(memory, params, q, k, v, gates, state, segment_ids, form)
-    return y.astype(out_dtype), state
+            y, state, diagnostics = _read(memory, params, q, k, v, gates, state, segment_ids, form)
+    return y.astype(out_dtype), state, diagnostics
 
 
 def _read(memory, params, q, k, v, gates, state, segment_ids, form):
@@ -85,21 +100,26 @@ def _read(memory, params, q, k, v, gates, state, segment_ids, form):
         state = memory.init_state(params, batch=batch, dtype=q.dtype)
     resets, segment = document_starts(segment_ids, state.segment)
     if form == "auto":
-        form = "recurrent" if total == 1 else "chunked"
-    run = partial({"recurrent": recurrent, "chunked": chunked}[form], memory)
+        form = "recurrent" if total == 1 or "chunked" not in memory.forms else "chunked"
+    run = {
+        "recurrent": recurrent,
+        "chunked": chunked,
+        "diagnosed": partial(recurrent, diagnose=True),
+    }[form]
 
-    def run_head(initial, weights, momentum, start, q, k, v, gates, reset, phase):
-        head = Head(weights, momentum, start)
-        return run(initial, head, Chunk(q, k, v, gates, reset, None), None if on_grid else phase)
+    def run_head(initial, weights, momentum, start, optimizer, q, k, v, gates, reset, phase):
+        head = Head(weights, momentum, start, optimizer)
+        tokens = Chunk(q, k, v, gates, reset, None)
+        return run(memory, initial, head, tokens, None if on_grid else phase)
 
-    heads = jax.vmap(run_head, in_axes=(0, 0, 0, 0, 1, 1, 1, 1, None, None), out_axes=(0, 1))
-    rows = jax.vmap(heads, in_axes=(None, 0, 0, 0, 0, 0, 0, 0, 0, 0))
+    over_heads = (0, 0, 0, 0, 0, 1, 1, 1, 1, None, None)
+    heads = jax.vmap(run_head, in_axes=over_heads, out_axes=(0, 1, 1))
+    rows = jax.vmap(heads, in_axes=(None,) + (0,) * 10)
     initial = memory.initial(params, q.dtype)
-    head, y = rows(
-        initial, state.weights, state.momentum, state.start, q, k, v, gates, resets, state.phase
-    )
+    held = (state.weights, state.momentum, state.start, state.optimizer)
+    head, y, diagnostics = rows(initial, *held, q, k, v, gates, resets, state.phase)
     phase = state.phase if memory.exact else (state.phase + total) % memory.chunk_size
-    return y, State(head.weights, head.momentum, head.start, phase, segment)
+    return y, State(*head, phase, segment), diagnostics
 
 
 def _check(memory, params, q, k, v, gates, segment_ids, form):

@@ -2,14 +2,15 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 
-from miras_jax.memory.algorithm import Algorithm, GradientDescent, Momentum
+from miras_jax.memory.algorithm import GradientDescent
 from miras_jax.memory.architecture import Architecture, Layer, Matrix
 from miras_jax.memory.bias import L2, Bias
+from miras_jax.memory.compatibility import check, why_not_exact
 from miras_jax.memory.gate import Gate
 from miras_jax.memory.retention import Retention
 
@@ -44,6 +45,8 @@ class State:
       momentum: S by layer, the same shapes; empty for gradient descent.
       start: the accumulators at the start of the current chunk, where the gradients of the chunk
         are taken; empty for memories that are exact at every chunk size.
+      optimizer: of an algorithm that takes one step a chunk, a pytree of leaves `[B, H, ...]` (see
+        `Memory.begin`); else empty.
       phase: int32 `[B]`, tokens read of the current chunk, 0 .. chunk_size - 1.
       segment: int32 `[B]`, the last token's segment id; -1 before any id was given.
     """
@@ -51,6 +54,7 @@ class State:
     weights: Weights
     momentum: Weights
     start: Weights
+    optimizer: dict[str, Any]
     phase: jax.Array
     segment: jax.Array
 
@@ -66,7 +70,8 @@ class Memory:
         an `exact` memory is the same function at every size.
       read: "token", each token reads the memory after its own write (within a chunk under the
         link's factor at the chunk's start); "chunk", every token reads the chunk's start, for
-        links that are no multiple of the accumulator.
+        links that are no multiple of the accumulator; "commit" the same but for the chunk's last
+        token, which reads what the chunk has made (with a chunk of one token, its own write).
       gradient: "exact", every gradient is taken at the memory of its own token, which a linear
         memory with an affine bias can do in chunks by a triangular solve; "chunk", at the chunk's
         start; "auto" is exact where that is possible.
@@ -78,93 +83,73 @@ class Memory:
     architecture: Architecture = Matrix()
     bias: Bias = L2()
     retention: Retention = Retention()
-    algorithm: Algorithm = GradientDescent()
+    algorithm: GradientDescent = GradientDescent()
     chunk_size: int = 64
-    read: Literal["token", "chunk"] = "token"
+    read: Literal["token", "chunk", "commit"] = "token"
     gradient: Literal["auto", "exact", "chunk"] = "auto"
 
-    forms = ("recurrent", "chunked")
-
     def __post_init__(self):
-        if self.chunk_size < 1:
-            raise ValueError(f"chunk_size must be at least 1, got {self.chunk_size}.")
-        if self.read not in ("token", "chunk"):
-            raise ValueError(f"read must be 'token' or 'chunk', got {self.read!r}.")
-        if self.gradient not in ("auto", "exact", "chunk"):
-            raise ValueError(f"gradient must be auto, exact or chunk, got {self.gradient!r}.")
-        if self.gradient == "exact" and not self._can_be_exact:
-            raise ValueError(
-                "gradient='exact' needs a linear architecture, a dot-product or l2 bias, the "
-                "identity link, reads by token and, for l2, no gate per value channel; this memory "
-                f"has {self.architecture}, {self.bias}, {self.retention}, {self.algorithm}, "
-                f"read={self.read!r}."
-            )
-        if self.read == "token" and not self.retention.scalar_link:
-            raise ValueError(
-                f"{self.retention} has a link that is no multiple of the accumulator, so a chunk "
-                "cannot read between its writes: choose read='chunk'."
-            )
-        if self.retention.decay_first and not self.exact:
-            raise ValueError(
-                "decay_first=True orders decay and residual within a token, but this memory takes "
-                "its gradients at the chunk's start: choose decay_first=False."
-            )
-        if self.retention.decay_first and isinstance(self.algorithm, Momentum):
-            raise ValueError("decay_first=True is not defined with momentum: choose False.")
-        if not self.retention.identity and self.retention.scalar_link and self._starts_at_zero:
-            raise ValueError(
-                f"{self.retention} scales by the norm of the start, and {self.architecture} starts "
-                "at zero: choose an architecture with a learned start."
-            )
-
-    @property
-    def _starts_at_zero(self) -> bool:
-        return any(layer.std is None for layer in self.layers(1, 1).values())
-
-    @property
-    def _can_be_exact(self) -> bool:
-        return (
-            self.architecture.linear
-            and self.bias.curvature is not None
-            and self.retention.identity
-            and self.read == "token"
-            # The solve couples all value channels.
-            and not (self.bias.curvature and any(g.per == "value" for g in self.gates.values()))
-        )
+        check(self)
 
     @property
     def exact(self) -> bool:
         """True if the memory is the same function at every chunk size."""
-        return self._can_be_exact and self.gradient != "chunk"
+        return self.gradient != "chunk" and not why_not_exact(self)
+
+    @property
+    def commits(self) -> bool:
+        """True if the end of a chunk does more than go on with the accumulator."""
+        algorithm = self.algorithm
+        return algorithm.steps_a_chunk or self.retention.commits or algorithm.lift is not None
+
+    @property
+    def forms(self) -> tuple[str, ...]:
+        """The forms in which the memory runs. A recurrence of separate numbers (a vector or its
+        entries with l2) has no products to gain from chunks."""
+        kinds = {layer.kind for layer in self.layers(1, 1).values()}
+        if "entries" in kinds or (self.exact and self.bias.curvature and "diagonal" in kinds):
+            return ("recurrent",)
+        return ("recurrent", "chunked")
 
     @property
     def gates(self) -> dict[str, Gate]:
         """The gates that `memorize` needs, by name: what a layer has to project."""
-        return {**self.retention.gates, **self.bias.gates, **self.algorithm.gates}
+        choices = (self.retention, self.bias, self.algorithm, self.architecture)
+        return {name: gate for choice in choices for name, gate in choice.gates.items()}
 
     def layers(self, key_dim: int, value_dim: int) -> dict[str, Layer]:
+        """The layers by name, those that the memory never writes included."""
         return self.architecture.layers(key_dim, value_dim)
+
+    def written(self, key_dim: int, value_dim: int) -> dict[str, Layer]:
+        """The layers that the memory writes."""
+        layers = self.layers(key_dim, value_dim)
+        return {name: layer for name, layer in layers.items() if not layer.frozen}
 
     def init(self, key: jax.Array, *, heads: int, key_dim: int, value_dim: int) -> Parameters:
         """Draws the learned start of `heads` memories from keys `[K]` to values `[V]`."""
         layers = self.layers(key_dim, value_dim)
         keys = dict(zip(layers, jax.random.split(key, len(layers)), strict=True))
-        weights = {
-            name: self.retention.initial_std(layer)
-            * jax.random.normal(keys[name], (heads, layer.inputs, layer.outputs), jnp.float32)
-            for name, layer in layers.items()
-            if layer.std is not None
-        }
+        weights = {}
+        for name, layer in layers.items():
+            if layer.std is not None:
+                std = layer.std if layer.frozen else self.retention.initial_std(layer)
+                shape = (heads, layer.inputs, layer.outputs)
+                noise = jax.random.normal(keys[name], shape, jnp.float32)
+                weights[name] = layer.mean + std * noise
         return Parameters(weights, heads, key_dim, value_dim)
 
     def initial(self, params: Parameters, dtype: jnp.dtype = jnp.float32) -> Weights:
-        """A_0 of every layer `[H, inputs, outputs]`, zeros where no start is learned."""
-        return {
-            name: params.weights[name].astype(dtype)
-            if name in params.weights
-            else jnp.zeros((params.heads, layer.inputs, layer.outputs), dtype)
-            for name, layer in self.layers(params.key_dim, params.value_dim).items()
-        }
+        """A_0 of every layer `[H, inputs, outputs]`, zeros where no start is learned; of a layer
+        that is never written its weights."""
+        initial = {}
+        for name, layer in self.layers(params.key_dim, params.value_dim).items():
+            if name in params.weights:
+                a = params.weights[name].astype(dtype)
+            else:
+                a = jnp.zeros((params.heads, layer.inputs, layer.outputs), dtype)
+            initial[name] = a if layer.frozen else self.retention.start(a, layer)
+        return initial
 
     def init_state(
         self,
@@ -172,6 +157,7 @@ class Memory:
         *,
         batch: int,
         weights: Mapping[str, jax.Array] | None = None,
+        momentum: Mapping[str, jax.Array] | None = None,
         phase: int = 0,
         dtype: jnp.dtype = jnp.float32,
     ) -> State:
@@ -182,6 +168,7 @@ class Memory:
           batch: B.
           weights: accumulators to begin from, `[B, H, inputs, outputs]` by layer, instead of the
             learned start.
+          momentum: S to begin from, the same shapes, instead of zeros.
           phase: tokens of the first chunk that are taken to lie before the first one.
           dtype: float32, or float64 for float64 inputs.
 
@@ -191,22 +178,59 @@ class Memory:
         """
         if not 0 <= phase < self.chunk_size:
             raise ValueError(f"phase must be in 0 .. {self.chunk_size - 1}, got {phase}.")
+        layers = self.written(params.key_dim, params.value_dim)
         shapes = {
             name: (batch, params.heads, layer.inputs, layer.outputs)
-            for name, layer in self.layers(params.key_dim, params.value_dim).items()
+            for name, layer in layers.items()
         }
+
+        def given(name, leaves):
+            if {n: jnp.shape(w) for n, w in leaves.items()} != shapes:
+                found = {n: jnp.shape(w) for n, w in leaves.items()}
+                raise ValueError(f"{name} of a state must have shapes {shapes}, got {found}.")
+            return {n: jnp.asarray(leaves[n], dtype) for n in shapes}
+
         if weights is None:
-            weights = self.initial(params, dtype)
-        elif {n: jnp.shape(w) for n, w in weights.items()} != shapes:
-            given = {n: jnp.shape(w) for n, w in weights.items()}
-            raise ValueError(f"weights of a state must have shapes {shapes}, got {given}.")
-        weights = {n: jnp.broadcast_to(jnp.asarray(weights[n], dtype), shapes[n]) for n in shapes}
-        has_momentum = isinstance(self.algorithm, Momentum)
+            initial = self.initial(params, dtype)
+            weights = {n: jnp.broadcast_to(initial[n], shapes[n]) for n in shapes}
+        else:
+            weights = given("weights", weights)
+        holds_momentum = "momentum" in self.algorithm.gates
+        if momentum is not None and not holds_momentum:
+            raise ValueError(f"{self.algorithm} has no momentum to begin from.")
+        if momentum is not None:
+            momentum = given("momentum", momentum)
+        else:
+            momentum = jax.tree.map(jnp.zeros_like, weights) if holds_momentum else {}
+        optimizer = {}
+        if self.algorithm.steps_a_chunk:
+            initial = self.initial(params, dtype)
+            initial = {n: jnp.broadcast_to(initial[n], shapes[n]) for n in shapes}
+            sizes = params.key_dim, params.value_dim
+            optimizer = jax.vmap(jax.vmap(lambda a0: self.begin(a0, *sizes)))(initial)
+            if momentum:
+                optimizer, momentum = {**optimizer, "state": momentum}, {}
         return State(
             weights=weights,
-            momentum=jax.tree.map(jnp.zeros_like, weights) if has_momentum else {},
+            momentum=momentum,
             # A copy: the state can be donated.
             start={} if self.exact else jax.tree.map(jnp.copy, weights),
+            optimizer=optimizer,
             phase=jnp.full(batch, 0 if self.exact else phase, jnp.int32),
             segment=jnp.full(batch, -1, jnp.int32),
         )
+
+    def begin(self, initial: Weights, key_dim: int, value_dim: int) -> dict[str, Any]:
+        """What an algorithm of one step a chunk holds when a document begins, for one head's
+        initial accumulators: its own "state", and over the tokens of the running chunk the "sums"
+        of its gates and the retention's, and the "count"."""
+        dtype = jax.tree.leaves(initial)[0].dtype
+        gates = {**self.retention.gates, **self.algorithm.gates}
+        return {
+            "state": self.algorithm.init(initial),
+            "sums": {
+                name: jnp.zeros(gate.shape((), key_dim, value_dim), dtype)
+                for name, gate in gates.items()
+            },
+            "count": jnp.zeros((), dtype),
+        }

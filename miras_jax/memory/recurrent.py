@@ -5,110 +5,242 @@ For a memory that takes its gradients at the chunk's start it holds that start b
 memory, so that token by token it gives what the chunked form gives.
 """
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 
 from miras_jax.memory import layer as la
-from miras_jax.memory.head import Chunk, Head, choose
+from miras_jax.memory.commit import commit, tally
+from miras_jax.memory.head import Chunk, Head, choose, inner_steps
 from miras_jax.memory.memory import Memory, Weights
 
 
+class Diagnostics(NamedTuple):
+    """What the inner loop did at every token; arrays `[B, T, H]`.
+
+    Attributes:
+      loss_before: of the token's pair (k, v) at the memory that the token found.
+      loss_after: of the same pair at the memory that it left.
+      step_norm: l2 norm of the change of the accumulators, decay and write, all layers.
+      memory_norm: l2 norm of the weights after it.
+      retention: mean of `rho = exp(log_decay)` over channels; 1 without decay.
+      step: mean of eta over channels; 1 without a step gate.
+    """
+
+    loss_before: jax.Array
+    loss_after: jax.Array
+    step_norm: jax.Array
+    memory_norm: jax.Array
+    retention: jax.Array
+    step: jax.Array
+
+
 def token_step(
-    memory: Memory, initial: Weights, head: Head, token: Chunk, phase: jax.Array
-) -> tuple[Head, jax.Array, jax.Array]:
+    memory: Memory,
+    initial: Weights,
+    head: Head,
+    token: Chunk,
+    phase: jax.Array,
+    diagnose: bool = False,
+) -> tuple[Head, jax.Array, jax.Array, Diagnostics | None]:
     """Learns from one token, then reads it.
 
     Args:
       memory: the four choices.
-      initial: A_0 by layer `[inputs, outputs]`.
+      initial: A_0 by layer `[inputs, outputs]`; of layers that are never written, their weights.
       head: the state of one head; `start` is the accumulator at the start of the current chunk.
-      token: q, k `[K]`, v `[V]`, gates `[]` or `[n]`, reset bool or None.
+      token: a chunk of one token; reset `[1]` bool or None.
       phase: int32, tokens of the current chunk read before this one.
 
     Returns:
-      the state after the token, the phase after it, and `y [V]`.
+      the state after the token, the phase after it, `y [1, V]`, and what the inner loop did, if
+      asked.
     """
     layers = memory.layers(token.k.shape[-1], token.v.shape[-1])
-    retention, gates = memory.retention, token.gates
-    weights, momentum, start = head
+    written = memory.written(token.k.shape[-1], token.v.shape[-1])
+    retention, algorithm = memory.retention, memory.algorithm
     if token.reset is not None:
-        weights = choose(token.reset, initial, weights)
-        momentum = jax.tree.map(lambda s: jnp.where(token.reset, 0.0, s), momentum)
-        start = start and choose(token.reset, initial, start)
+        head = _begin(memory, initial, head, token)
+    inner, count = inner_steps(algorithm, token)
+    before = head
+    for i in range(count):
+        head = _learn(memory, initial, head, jax.tree.map(lambda x, i=i: x[i : i + 1], inner))
+    head = head._replace(optimizer=tally(head.optimizer, inner.gates, jnp.ones(1, token.q.dtype)))
 
-    # One token's gates, as `[1, n]`.
-    row = jax.tree.map(lambda x: x[None], gates)
-    live = jnp.ones(1, bool)
-    by_layer = {
-        name: la.layer_gates(layer, memory.gates, row, live, token.k.dtype)
-        for name, layer in layers.items()
+    start = head.start or head.weights
+    after = phase + 1
+    complete = after == memory.chunk_size
+    running = head
+    if memory.commits:
+        head = choose(complete, commit(memory, initial, start, head, inner), head)
+    if not memory.exact:
+        head = head._replace(start=choose(complete, head.weights, head.start))
+
+    def linear_of(weights, scales):
+        def linear(name, x):
+            if layers[name].frozen:
+                return layers[name].apply(x, initial[name])
+            a = weights[name]
+            if scales is None:
+                w = retention.link(a, initial[name], layers[name])
+            else:
+                w = a * retention.factor(scales[name], initial[name])
+            return layers[name].apply(x, w)
+
+        return linear
+
+    if memory.read == "token":
+        weights = running.weights
+        if algorithm.lift is not None:
+            lift = token.gates["lift"][0]
+            weights = {n: start[n] + lift * (weights[n] - start[n]) for n in written}
+        linear = linear_of(weights, start)
+    else:
+        linear = linear_of(start if memory.read == "chunk" else head.start, None)
+    y = memory.architecture.read(linear, token.q, token.gates)
+    diagnostics = None
+    if diagnose:
+        diagnostics = _diagnose(memory, initial, before, running, inner, linear_of)
+    return head, after % memory.chunk_size, y, diagnostics
+
+
+def _begin(memory: Memory, initial: Weights, head: Head, token: Chunk) -> Head:
+    """The state with a document's start in its place, where one begins."""
+    reset, initial = token.reset[0], {name: initial[name] for name in head.weights}
+    optimizer = head.optimizer
+    if optimizer:
+        begun = memory.begin(initial, token.k.shape[-1], token.v.shape[-1])
+        optimizer = choose(reset, begun, optimizer)
+    return Head(
+        weights=choose(reset, initial, head.weights),
+        momentum=jax.tree.map(lambda s: jnp.where(reset, 0.0, s), head.momentum),
+        start=head.start and choose(reset, initial, head.start),
+        optimizer=optimizer,
+    )
+
+
+def _learn(memory: Memory, initial: Weights, head: Head, step: Chunk) -> Head:
+    """One inner step, a chunk of one row; the state after it."""
+    layers = memory.layers(step.k.shape[-1], step.v.shape[-1])
+    written = {name: layer for name, layer in layers.items() if not layer.frozen}
+    retention, algorithm = memory.retention, memory.algorithm
+    specs = {} if algorithm.steps_a_chunk else retention.gates
+    specs, live = {**specs, **algorithm.gates}, jnp.ones(1, bool)
+    gates = {
+        name: la.layer_gates(
+            layer, algorithm.step_gate(name), specs, step.gates, live, step.k.dtype
+        )
+        for name, layer in written.items()
     }
 
     # A' = anchor + rho (A - anchor)
-    decayed = {}
-    for name in layers:
-        rho = jnp.exp(by_layer[name].log_decay)
-        rho = rho.T if by_layer[name].axis == "inputs" else rho
-        anchor = initial[name] if retention.anchor == "initial" else 0.0
-        decayed[name] = anchor + rho * (weights[name] - anchor)
-        if retention.decay is None:
-            decayed[name] = weights[name]
+    decayed = head.weights
+    if retention.gates and not algorithm.steps_a_chunk:
+        decayed = {}
+        for name in written:
+            anchor = initial[name] if retention.anchor == "initial" else 0.0
+            decayed[name] = anchor + gates[name].decayed(head.weights[name] - anchor)
 
     # g = dl/dW at the memory that the residual is measured against: an outer product per layer.
-    against = start
+    against = head.start
     if memory.exact:
-        against = decayed if retention.decay_first else weights
+        against = decayed if retention.decay_first else head.weights
     inputs = {}
 
     def predict(taps):
         def linear(name, x):
+            layer = layers[name]
+            if layer.frozen:
+                return layer.apply(x, initial[name])
             inputs[name] = x
-            return x @ retention.link(against[name], initial[name], layers[name]) + taps[name]
+            return layer.apply(x, retention.link(against[name], initial[name], layer)) + taps[name]
 
-        return memory.architecture.apply(linear, token.k[None]), inputs
+        address = step.k if step.address is None else step.address
+        return memory.architecture.apply(linear, address), inputs
 
-    taps = {name: jnp.zeros((1, layer.outputs), token.k.dtype) for name, layer in layers.items()}
+    taps = {name: jnp.zeros((1, layer.width), step.k.dtype) for name, layer in written.items()}
     prediction, backward, inputs = jax.vjp(predict, taps, has_aux=True)
-    (cotangents,) = backward(memory.bias.gradient(prediction, token.v[None], row))
+    target = memory.architecture.target(step.k, step.v)
+    (cotangents,) = backward(memory.bias.gradient(prediction, target, step.gates))
 
     # A = A' - eta g, or A = A' + S with S = mu S - eta g
-    for name, layer in layers.items():
-        u = memory.algorithm.direction(inputs[name], retention.gain(layer))
-        d = cotangents[name]
-        if by_layer[name].step_out is not None:
-            d = d * by_layer[name].step_out
-        update = -(u * by_layer[name].step_in).T @ d
-        if momentum:
-            update += gates["momentum"] * momentum[name]
-            momentum = {**momentum, name: update}
-        weights = {**weights, name: decayed[name] + update}
+    weights, momentum = {}, {}
+    for name, layer in written.items():
+        x = inputs[name] if step.address is None else step.k
+        u = algorithm.direction(layer, x, retention.gain(layer))
+        update = -layer.outer(*gates[name].factors(u, cotangents[name]))
+        if head.momentum:
+            mu = step.gates["momentum"][0]
+            momentum[name] = mu * head.momentum[name] + update
+            update = mu * momentum[name] + update if algorithm.nesterov else momentum[name]
+        weights[name] = decayed[name] + update
+    return head._replace(weights=weights, momentum=momentum)
 
-    def linear(name, x):
-        if memory.read == "chunk":
-            return x @ retention.link(start[name], initial[name], layers[name])
-        if memory.exact:
-            return x @ weights[name]
-        return x @ weights[name] * retention.factor(start[name], initial[name])
 
-    y = memory.architecture.apply(linear, token.q[None])[0]
-    phase = (phase + 1) % memory.chunk_size
-    if not memory.exact:
-        start = choose(phase == 0, weights, start)
-    return Head(weights, momentum, start), phase, y
+def _diagnose(memory, initial, before, after, inner, linear_of) -> Diagnostics:
+    layers = memory.written(inner.k.shape[-1], inner.v.shape[-1])
+    last = jax.tree.map(lambda x: x[-1:], inner)
+    target = memory.architecture.target(last.k, last.v)
+
+    def loss(weights):
+        prediction = memory.architecture.apply(linear_of(weights, None), last.k)
+        return memory.bias.loss(prediction, target, last.gates)[0]
+
+    def norm(tree):
+        return jnp.sqrt(sum(jnp.sum(x * x) for x in jax.tree.leaves(tree)))
+
+    def mean(names):
+        found = [jnp.mean(inner.gates[name][0]) for name in names if name in inner.gates]
+        return sum(found) if found else None
+
+    one = jnp.ones((), inner.k.dtype)
+    log_decay, step = mean(("log_decay", "log_value_decay")), mean(("step",))
+    return Diagnostics(
+        loss_before=loss(before.weights),
+        loss_after=loss(after.weights),
+        step_norm=norm(jax.tree.map(jnp.subtract, after.weights, before.weights)),
+        memory_norm=norm(
+            {
+                name: memory.retention.link(after.weights[name], initial[name], layer)
+                for name, layer in layers.items()
+            }
+        ),
+        retention=one if log_decay is None else jnp.exp(log_decay),
+        step=one if step is None else step,
+    )
 
 
 def recurrent(
-    memory: Memory, initial: Weights, head: Head, tokens: Chunk, phase: jax.Array | None
-) -> tuple[Head, jax.Array]:
-    """Runs `token_step` over the T tokens of one head; arguments and results as `chunked`."""
+    memory: Memory,
+    initial: Weights,
+    head: Head,
+    tokens: Chunk,
+    phase: jax.Array | None,
+    diagnose: bool = False,
+) -> tuple[Head, jax.Array, Diagnostics | None]:
+    """Runs `token_step` over the T tokens of one head.
+
+    Args:
+      memory: the four choices.
+      initial: A_0 by layer.
+      head: the state before the first token.
+      tokens: T tokens, any T, all live.
+      phase: int32, tokens of the current chunk read before; None is 0.
+      diagnose: also say what the inner loop did at each token.
+
+    Returns:
+      the state after the last token, `y [T, V]`, and the diagnostics `[T]` or None.
+    """
     if head.start is None:
         head = head._replace(start={} if memory.exact else head.weights)
     phase = jnp.zeros((), jnp.int32) if phase is None else phase
 
     def body(carry, token):
         head, phase = carry
-        head, phase, y = token_step(memory, initial, head, token, phase)
-        return (head, phase), y
+        token = jax.tree.map(lambda x: x[None], token)
+        head, phase, y, diagnostics = token_step(memory, initial, head, token, phase, diagnose)
+        return (head, phase), (y[0], diagnostics)
 
-    (head, _), y = jax.lax.scan(body, (head, phase), tokens)
-    return head, y
+    (head, _), (y, diagnostics) = jax.lax.scan(body, (head, phase), tokens)
+    return head, y, diagnostics
