@@ -10,12 +10,11 @@ import numpy as np
 
 import miras_jax as mj
 
-NAMES = mj.zoo.names()
 B, T, H, K = 2, 13, 2, 4
 CHUNK = 4
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Case:
     """A memory with parameters and inputs; `inputs` holds q, k, v and the gates by name."""
 
@@ -23,41 +22,72 @@ class Case:
     params: object
     inputs: dict
 
+    @property
+    def tokens(self) -> int:
+        return self.inputs["q"].shape[1]
+
     def slice(self, begin: int, end: int) -> dict:
         return {name: x[:, begin:end] for name, x in self.inputs.items()}
 
     def state(self, **options):
+        """The state before the first token; attention gets room for all of them."""
+        if isinstance(self.memory, mj.memory.Attention):
+            options = {"capacity": self.tokens, **options}
         return self.memory.init_state(self.params, batch=B, **options)
 
 
 def memory_of(name: str, **choices):
     """A zoo memory with small chunks, so that a short sequence crosses several."""
-    if name != "transformer":
-        choices = {"chunk_size": CHUNK, **choices}
+    small = {"chunk_size": CHUNK, "window": 5}
+    fields = {field.name for field in dataclasses.fields(mj.zoo.get(name))}
+    choices = {**{n: size for n, size in small.items() if n in fields}, **choices}
     return mj.zoo.get(name, **choices)
+
+
+def _distinct() -> list[str]:
+    """Every memory of the zoo once, by the first model that has it: some models differ in their
+    layer or block alone."""
+    seen = {}
+    for name in mj.zoo.names():
+        seen.setdefault(memory_of(name), name)
+    return list(seen.values())
+
+
+NAMES = _distinct()
 
 
 def case(memory, seed: int = 0, tokens: int = T, dtype=jnp.float64, value_dim: int = K) -> Case:
     """Random unit-norm keys and queries, normal values, gates drawn through their activations."""
     rng = np.random.default_rng(seed)
-    inputs = {}
-    for name, width in (("q", K), ("k", K), ("v", value_dim)):
-        x = rng.normal(size=(B, tokens, H, width))
-        inputs[name] = x / np.linalg.norm(x, axis=-1, keepdims=True) if name != "v" else x
+
+    def normal(*shape):
+        return rng.normal(size=(B, tokens, H, *shape))
+
+    def unit(x):
+        return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+    inputs = {"q": unit(normal(K)), "k": unit(normal(K)), "v": normal(value_dim)}
     for name, gate in memory.gates.items():
-        logits = rng.normal(size=gate.shape((B, tokens, H), K, value_dim))
-        inputs[name] = gate.activate(jnp.asarray(logits))
+        logits = normal(*gate.shape((), K, value_dim))
+        # Further keys have unit norm like the first: longer ones make a memory that explodes.
+        further_key = gate.per == "key" and gate.is_input
+        inputs[name] = unit(logits) if further_key else gate.activate(jnp.asarray(logits))
     inputs = {name: jnp.asarray(x, dtype) for name, x in inputs.items()}
     params = memory.init(jax.random.key(seed), heads=H, key_dim=K, value_dim=value_dim)
     params = jax.tree.map(lambda x: x.astype(dtype), params)
     return Case(memory, params, inputs)
 
 
-@partial(jax.jit, static_argnames=("memory", "form"))
-def read(memory, params, inputs: Mapping, **options):
+def apply(memory, params, inputs: Mapping, **options):
     """`memorize` with the gates taken from the same dict as q, k and v."""
     gates = {name: x for name, x in inputs.items() if name not in "qkv"}
     return mj.memorize(memory, params, inputs["q"], inputs["k"], inputs["v"], gates, **options)
+
+
+@partial(jax.jit, static_argnames=("memory", "form"))
+def read(memory, params, inputs: Mapping, **options):
+    """`apply`, compiled."""
+    return apply(memory, params, inputs, **options)
 
 
 def cotangents(tree, seed: int = 7):

@@ -1,13 +1,13 @@
-"""The small layers: causal convolution, rotary positions, gates, SwiGLU."""
+"""The small layers: causal convolution, token shift, rotary positions, gates, SwiGLU."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from miras_jax.memory import Gate
 from miras_jax.nn import partition
+from miras_jax.zoo import Stream
 
 
 def linear(inputs: int, outputs: int, rngs: nnx.Rngs, dtype: jnp.dtype, scale: float = 1.0):
@@ -17,11 +17,55 @@ def linear(inputs: int, outputs: int, rngs: nnx.Rngs, dtype: jnp.dtype, scale: f
     return nnx.Linear(inputs, outputs, use_bias=False, kernel_init=init, dtype=dtype, rngs=rngs)
 
 
-class ShortConvolution(nnx.Module):
-    """Depthwise causal convolution over the last `width` tokens, then SiLU."""
+ACTIVATIONS = {
+    "identity": lambda x: x,
+    "silu": jax.nn.silu,
+    "gelu": jax.nn.gelu,
+    "sigmoid": jax.nn.sigmoid,
+    "tanh": jnp.tanh,
+}
 
-    def __init__(self, channels: int, *, width: int = 4, rngs: nnx.Rngs):
-        self.width = width
+
+def lagged(
+    x: jax.Array, before: jax.Array | None, document: jax.Array | None, past: int
+) -> tuple[list[jax.Array], jax.Array]:
+    """What each token sees of the `past` tokens before it.
+
+    Args:
+      x: the tokens `[B, T, channels]`.
+      before: the `past` tokens before them `[B, past, channels]`; None for zeros.
+      document: int `[B, T]`, counted up from 0, the document of `before`; a token sees only its own
+        document, and zeros beyond. None is one document.
+      past: how far back.
+
+    Returns:
+      x as it was 0, 1 .. `past` tokens earlier, and the tokens that the next call needs before its
+      own.
+    """
+    total = x.shape[1]
+    if before is None:
+        before = jnp.zeros((x.shape[0], past, x.shape[2]), x.dtype)
+    padded = jnp.concatenate([before.astype(x.dtype), x], axis=1)
+    if document is not None:
+        document = jnp.pad(document, ((0, 0), (past, 0)))
+    seen = []
+    for lag in range(past + 1):
+        there = slice(past - lag, past - lag + total)
+        view = padded[:, there]
+        if document is not None:
+            view = jnp.where((document[:, there] == document[:, past:])[..., None], view, 0)
+        seen.append(view)
+    after = padded[:, total:]
+    if document is not None:
+        after = jnp.where((document[:, total:] == document[:, -1:])[..., None], after, 0)
+    return seen, after
+
+
+class ShortConvolution(nnx.Module):
+    """Depthwise causal convolution over the last `width` tokens, then an activation."""
+
+    def __init__(self, channels: int, *, width: int = 4, activation: str = "silu", rngs: nnx.Rngs):
+        self.width, self.activation = width, activation
         bound = width**-0.5
         self.kernel = nnx.Param(
             jax.random.uniform(rngs.params(), (width, channels), minval=-bound, maxval=bound)
@@ -30,36 +74,30 @@ class ShortConvolution(nnx.Module):
     def __call__(
         self, x: jax.Array, before: jax.Array | None, document: jax.Array | None
     ) -> tuple[jax.Array, jax.Array]:
-        """Convolves x `[B, T, channels]`.
-
-        Args:
-          x: the tokens.
-          before: the `width - 1` inputs before them `[B, width - 1, channels]`; None for zeros.
-          document: int `[B, T]`, counted up from 0, the document of `before`; a token sees only
-            its own document. None is one document.
-
-        Returns:
-          the output `[B, T, channels]` and the inputs that the next call needs before its own.
-        """
-        batch, total, channels = x.shape
-        past = self.width - 1
-        if before is None:
-            before = jnp.zeros((batch, past, channels), x.dtype)
+        """Convolves x `[B, T, channels]`; the arguments and the second result as in `lagged`."""
         kernel = self.kernel[...].astype(x.dtype)
-        padded = jnp.concatenate([before.astype(x.dtype), x], axis=1)
-        if document is not None:
-            document = jnp.pad(document, ((0, 0), (past, 0)))
-        y = jnp.zeros_like(x)
-        for lag in range(self.width):
-            seen = padded[:, past - lag : past - lag + total]
-            if document is not None:
-                theirs = document[:, past - lag : past - lag + total]
-                seen = jnp.where((theirs == document[:, past:])[..., None], seen, 0)
-            y += seen * kernel[past - lag]
-        after = padded[:, total:]
-        if document is not None:
-            after = jnp.where((document[:, total:] == document[:, -1:])[..., None], after, 0)
-        return jax.nn.silu(y), after
+        seen, after = lagged(x, before, document, self.width - 1)
+        y = sum(view * weights for view, weights in zip(seen, kernel[::-1], strict=True))
+        return ACTIVATIONS[self.activation](y), after
+
+
+class TokenShift(nnx.Module):
+    """Mixes each token with the one before it, in a learned proportion per channel for each reader
+    (Peng et al., arXiv 2503.14456, Eq. 3)."""
+
+    def __init__(self, readers: Iterable[str], dim: int):
+        # From all of the token before to none of it, so that the channels differ from the start.
+        self.mix = nnx.Dict({name: nnx.Param(1 - jnp.arange(dim) / dim) for name in readers})
+
+    def __call__(
+        self, x: jax.Array, before: jax.Array | None, document: jax.Array | None
+    ) -> tuple[dict[str, jax.Array], jax.Array]:
+        """What each reader gets of x `[B, T, dim]`, and the last token as `[B, 1, dim]`; the
+        arguments as in `lagged`."""
+        (_, previous), after = lagged(x, before, document, 1)
+        change = previous - x
+        mixed = {name: x + change * mix[...].astype(x.dtype) for name, mix in self.mix.items()}
+        return mixed, after
 
 
 def rotate(x: jax.Array, positions: jax.Array, base: float) -> jax.Array:
@@ -80,19 +118,27 @@ def unit(x: jax.Array, eps: float = 1e-6) -> jax.Array:
 
 
 class GateProjection(nnx.Module):
-    """The logits of one gate, in float32: linear per head, through a low rank per channel.
+    """A gate from the token, in float32: linear per head, through a low rank per channel.
 
-    The last kernel starts at zero, so that every gate starts at its initial value.
+    The last kernel of a gate with a range starts at zero, so that it starts at its initial value.
     """
 
-    def __init__(self, gate: Gate, dim: int, heads: int, channels: int, rank: int, rngs: nnx.Rngs):
-        self.gate, self.heads = gate, heads
-        count = 1 if gate.per == "head" else channels
-        if gate.per != "head":
+    def __init__(
+        self, stream: Stream, dim: int, heads: int, channels: int, rank: int, rngs: nnx.Rngs
+    ):
+        gate = stream.gate
+        self.gate, self.heads, self.hidden = gate, heads, stream.hidden or "identity"
+        self.low_rank = stream.is_low_rank
+        if self.low_rank:
             self.reduce = linear(dim, rank, rngs, jnp.float32)
-        inputs = dim if gate.per == "head" else rank
+        count = 1 if gate.per == "head" else channels
+        zeros, normal = nnx.initializers.zeros, nnx.initializers.lecun_normal()
         self.expand = nnx.Linear(
-            inputs, heads * count, kernel_init=nnx.initializers.zeros, dtype=jnp.float32, rngs=rngs
+            rank if self.low_rank else dim,
+            heads * count,
+            kernel_init=normal if gate.is_input else zeros,
+            dtype=jnp.float32,
+            rngs=rngs,
         )
         self.expand.bias[...] = jnp.repeat(
             jnp.asarray(gate.initial_logits(heads), jnp.float32), count
@@ -101,19 +147,33 @@ class GateProjection(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Values `[B, T, H]` or `[B, T, H, channels]` for x `[B, T, dim]`."""
         x = x.astype(jnp.float32)
-        if self.gate.per == "head":
-            return self.gate.activate(self.expand(x))
-        logits = self.expand(self.reduce(x))
-        return self.gate.activate(logits.reshape(*x.shape[:2], self.heads, -1))
+        if self.low_rank:
+            x = ACTIVATIONS[self.hidden](self.reduce(x))
+        logits = self.expand(x)
+        if self.gate.per != "head":
+            logits = logits.reshape(*x.shape[:2], self.heads, -1)
+        return self.gate.activate(logits)
 
 
-def gate_projections(
-    gates: Mapping[str, Gate], dim: int, heads: int, channels: int, rank: int, rngs: nnx.Rngs
-) -> nnx.Dict:
-    """A projection for each gate that a memory needs."""
-    return nnx.Dict(
-        {name: GateProjection(g, dim, heads, channels, rank, rngs) for name, g in gates.items()}
-    )
+class Constant(nnx.Module):
+    """A gate that is learned instead of computed: one per head or channel, for each place in a
+    chunk if asked."""
+
+    def __init__(self, stream: Stream, heads: int, channels: int, chunk_size: int):
+        self.gate, self.of_chunk = stream.gate, stream.of_chunk
+        logits = jnp.asarray(stream.gate.initial_logits(heads), jnp.float32)
+        if stream.gate.per != "head":
+            logits = jnp.repeat(logits[:, None], channels, axis=1)
+        if stream.of_chunk:
+            logits = jnp.repeat(logits[None], chunk_size, axis=0)
+        self.logits = nnx.Param(logits)
+
+    def __call__(self, place: jax.Array) -> jax.Array:
+        """Values `[B, T, H]` or `[B, T, H, channels]` for places in the chunk `[B, T]`."""
+        values = self.gate.activate(self.logits[...])
+        if self.of_chunk:
+            return values[place]
+        return jnp.broadcast_to(values, (*place.shape, *values.shape))
 
 
 class SwiGLU(nnx.Module):

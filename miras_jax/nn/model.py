@@ -1,4 +1,4 @@
-"""The language model: embedding, pre-norm blocks of a memory layer and a SwiGLU, output layer."""
+"""The language model: embedding, pre-norm blocks that mix the tokens and a SwiGLU, output layer."""
 
 import dataclasses
 
@@ -6,12 +6,14 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from miras_jax.memory import Attention
 from miras_jax.memory.segments import document_starts
 from miras_jax.nn import partition
 from miras_jax.nn.config import ModelConfig
 from miras_jax.nn.layers import SwiGLU, linear
 from miras_jax.nn.memory_layer import Context, LayerState, MemoryLayer
+from miras_jax.nn.titans import MemoryAsContext, MemoryAsGate, PairState, SegmentState
+
+MixerState = LayerState | PairState | SegmentState
 
 
 @jax.tree_util.register_dataclass
@@ -20,49 +22,87 @@ class ModelState:
     """What a model holds between two calls; of constant size but for attention.
 
     Attributes:
-      layers: the states of all layers, stacked: leaves `[depth, ...]`.
+      layers: the states of all blocks, stacked: leaves `[depth, ...]`, of pairs in a hybrid.
       position: int32 `[B]`, tokens read of the current document.
       segment: int32 `[B]`, the last segment id; -1 before any.
     """
 
-    layers: LayerState
+    layers: MixerState
     position: jax.Array
     segment: jax.Array
 
 
 class Block(nnx.Module):
-    """`x + memory(norm(x))`, then `x + swiglu(norm(x))`."""
+    """`x + memory(norm(x))`, then `x + swiglu(norm(x))`, the latter if `feed_forward`."""
 
-    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+    def __init__(self, config: ModelConfig, *, feed_forward: bool = True, rngs: nnx.Rngs):
         dtype = jnp.dtype(config.dtype)
+        mixers = {"mag": MemoryAsGate, "mac": MemoryAsContext}
         self.memory_norm = nnx.RMSNorm(config.dim, dtype=dtype, rngs=rngs)
-        self.memory = MemoryLayer(config, rngs=rngs)
-        self.swiglu_norm = nnx.RMSNorm(config.dim, dtype=dtype, rngs=rngs)
-        self.swiglu = SwiGLU(
-            config.dim, config.hidden_dim, depth=config.depth, dtype=dtype, rngs=rngs
-        )
+        self.memory = mixers.get(config.block, MemoryLayer)(config, rngs=rngs)
+        self.feed_forward = feed_forward
+        if feed_forward:
+            self.swiglu_norm = nnx.RMSNorm(config.dim, dtype=dtype, rngs=rngs)
+            self.swiglu = SwiGLU(
+                config.dim, config.hidden_dim, depth=config.depth, dtype=dtype, rngs=rngs
+            )
+
+    def init_state(self, batch: int, capacity: int | None) -> MixerState:
+        """The state before the first token."""
+        return self.memory.init_state(batch, capacity)
 
     def __call__(
-        self, x: jax.Array, state: LayerState | None, context: Context
-    ) -> tuple[jax.Array, LayerState]:
+        self, x: jax.Array, state: MixerState | None, context: Context
+    ) -> tuple[jax.Array, MixerState]:
         y, state = self.memory(self.memory_norm(x), state, context)
         x = x + y
-        return x + self.swiglu(self.swiglu_norm(x)), state
+        if self.feed_forward:
+            x = x + self.swiglu(self.swiglu_norm(x))
+        return x, state
+
+
+class PairOfBlocks(nnx.Module):
+    """A block of the memory, then one of sliding-window attention.
+
+    The first has a SwiGLU in a hybrid, where the two are blocks of their own, but not in Titans'
+    memory as a layer, where they are one.
+    """
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+        self.hybrid = config.block == "hybrid"
+        self.memory = Block(config, feed_forward=self.hybrid, rngs=rngs)
+        self.attention = Block(config.attention, rngs=rngs)
+
+    def init_state(self, batch: int, capacity: int | None) -> PairState:
+        """The state before the first token."""
+        return PairState(*(x.init_state(batch, capacity) for x in (self.memory, self.attention)))
+
+    def __call__(
+        self, x: jax.Array, state: PairState | None, context: Context
+    ) -> tuple[jax.Array, PairState]:
+        first = context.layer * 2 if self.hybrid else context.layer
+        second = first + 1 if self.hybrid else first
+        at = dataclasses.replace
+        x, memory = self.memory(x, state and state.memory, at(context, layer=first))
+        x, attention = self.attention(x, state and state.attention, at(context, layer=second))
+        return x, PairState(memory, attention)
 
 
 class LanguageModel(nnx.Module):
     """Next-token logits from tokens.
 
     Every leaf is an `nnx.Param`, so the module itself is the pytree that is trained, saved and
-    sharded. Blocks are stacked `[depth, ...]` and scanned.
+    sharded. Blocks are stacked `[depth, ...]` and scanned; a hybrid's in pairs.
     """
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         self.config = config
         embedding = 0.02 * jax.random.normal(rngs.params(), (config.vocab_size, config.dim))
         self.embedding = nnx.Param(embedding)
-        keys = jax.random.split(rngs.params(), config.depth)
-        self.blocks = jax.vmap(lambda key: Block(config, rngs=nnx.Rngs(key)))(keys)
+        kind = PairOfBlocks if config.block in ("hybrid", "mal") else Block
+        stacked = config.depth // 2 if config.block == "hybrid" else config.depth
+        keys = jax.random.split(rngs.params(), stacked)
+        self.blocks = jax.vmap(lambda key: kind(config, rngs=nnx.Rngs(key)))(keys)
         self.final_norm = nnx.RMSNorm(config.dim, dtype=jnp.dtype(config.dtype), rngs=rngs)
         if not config.tie_embeddings:
             self.head = linear(config.dim, config.vocab_size, rngs, jnp.dtype(config.dtype))
@@ -70,23 +110,8 @@ class LanguageModel(nnx.Module):
     def init_state(self, batch: int, capacity: int | None = None) -> ModelState:
         """The state before the first token of `batch` rows. `capacity` is the number of tokens
         that will be read in all; only attention asks for it."""
-        config = self.config
-        layer = jax.tree.map(lambda x: x[0], self.blocks).memory
-        dtype = jnp.dtype(config.dtype)
-        options = {"capacity": capacity} if isinstance(layer.memory, Attention) else {}
-        convolution = {}
-        if config.layer.convolution:
-            convolution = {
-                name: jnp.zeros((batch, c.width - 1, config.dim), dtype)
-                for name, c in layer.convolutions.items()
-            }
-
-        def of_layer(block: Block) -> LayerState:
-            memory = block.memory.memory.init_state(block.memory.parameters, batch=batch, **options)
-            return LayerState(convolution, memory)
-
         return ModelState(
-            layers=jax.vmap(of_layer)(self.blocks),
+            layers=jax.vmap(lambda block: block.init_state(batch, capacity))(self.blocks),
             position=jnp.zeros(batch, jnp.int32),
             segment=jnp.full(batch, -1, jnp.int32),
         )
@@ -116,8 +141,9 @@ class LanguageModel(nnx.Module):
         dtype = jnp.dtype(self.config.dtype)
 
         def block(x, layer):
-            weights, before = layer
-            x, after = partition.gather(weights)(x, before, context)
+            weights, before, index = layer
+            at = dataclasses.replace(context, layer=index)
+            x, after = partition.gather(weights)(x, before, at)
             return partition.constrain(x, partition.BATCH), after
 
         if self.config.remat:
@@ -125,7 +151,8 @@ class LanguageModel(nnx.Module):
         embedding = partition.gather({"embedding": self.embedding[...]})["embedding"]
         x = embedding[tokens].astype(dtype)
         x = partition.constrain(x, partition.BATCH)
-        x, layers = jax.lax.scan(block, x, (self.blocks, state and state.layers))
+        indices = jnp.arange(len(jax.tree.leaves(self.blocks)[0]))
+        x, layers = jax.lax.scan(block, x, (self.blocks, state and state.layers, indices))
         x = self.final_norm(x)
         if self.config.tie_embeddings:
             output = embedding.T

@@ -19,12 +19,13 @@ RULES: tuple[tuple[str, P], ...] = (
     (r"embedding", P("tensor", "fsdp")),  # [vocabulary, dim]
     (r"head\b.*kernel", P("fsdp", "tensor")),  # [dim, vocabulary]
     (r"convolution", P(None, "tensor")),  # [width, H K]
-    (r"(query|key|value|output_gate|up)\b.*kernel", P("fsdp", "tensor")),  # [dim, H K]
-    (r"(output|down)\b.*kernel", P("tensor", "fsdp")),  # [H V, dim]
     (r"gates\b.*kernel", P("fsdp", None)),  # [dim, H] or [dim, rank]
     (r"gates\b.*bias", P()),
+    (r"(query|key|value|inputs|output_gate|up)\b.*kernel", P("fsdp", "tensor")),  # [dim, H K]
+    (r"(output|down)\b.*kernel", P("tensor", "fsdp")),  # [H V, dim]
+    (r"(learned|shift)\b", P()),
     (r"start\b", P("tensor", None, None)),  # [H, inputs, outputs]
-    (r"norm\b.*scale", P()),
+    (r"norm\b.*(scale|bias)", P()),
 )
 
 

@@ -4,36 +4,94 @@ import dataclasses
 
 from miras_jax.memory.attention import Attention
 from miras_jax.memory.memory import Memory
+from miras_jax.memory.window import SlidingWindowAttention
 from miras_jax.zoo import (
+    comba,
+    delta_product,
     deltanet,
+    dfw,
+    gated_delta_product,
     gated_deltanet,
+    gdn2,
+    gla,
+    hgrn2,
+    hybrids,
+    kda,
+    lact,
+    lightning_attention,
     linear_attention,
+    longhorn,
+    mamba2,
     memora,
+    mesanet,
     moneta,
+    retnet,
+    rwkv7,
+    sliding_window_attention,
     titans,
+    titans_mac,
+    titans_mag,
+    titans_mal,
     transformer,
+    ttt_linear,
+    ttt_mlp,
     yaad,
 )
-from miras_jax.zoo.row import LayerOptions, Row
+from miras_jax.zoo.row import Facts, LayerOptions, Row, Stream, equations
 
 ROWS: dict[str, Row] = {
     module.ROW.name: module.ROW
     for module in (
         linear_attention,
+        retnet,
+        lightning_attention,
+        dfw,
+        gla,
+        mamba2,
+        hgrn2,
         deltanet,
+        longhorn,
+        ttt_linear,
+        ttt_mlp,
         gated_deltanet,
+        rwkv7,
+        delta_product,
+        gated_delta_product,
         titans,
         moneta,
         yaad,
         memora,
         transformer,
+        mesanet,
+        comba,
+        kda,
+        gdn2,
+        lact,
+        sliding_window_attention,
+        titans_mac,
+        titans_mag,
+        titans_mal,
     )
 }
+ROWS.update({row.name: row for row in hybrids.ROWS})
 
 PUBLISHED = tuple(ROWS)
 """The names of the models that come with the library; others are registered by their users."""
 
-__all__ = ["PUBLISHED", "ROWS", "LayerOptions", "Row", "get", "names", "register", "row", "table"]
+__all__ = [
+    "PUBLISHED",
+    "ROWS",
+    "Facts",
+    "LayerOptions",
+    "Row",
+    "Stream",
+    "equations",
+    "get",
+    "names",
+    "register",
+    "row",
+    "table",
+]
 
 
 def names() -> list[str]:
@@ -67,7 +125,7 @@ def row(name: str) -> Row:
     return ROWS[name]
 
 
-def get(name: str, **choices) -> Memory | Attention:
+def get(name: str, **choices) -> Memory | Attention | SlidingWindowAttention:
     """A model's memory, with fields replaced: `get("yaad", chunk_size=64)`.
 
     Raises:

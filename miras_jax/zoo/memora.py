@@ -11,7 +11,7 @@ towards the learned start; steps divided by the squared norm of a layer's input;
 """
 
 from miras_jax.memory import KL, MLP, Gate, GradientDescent, Memory, log_decay
-from miras_jax.zoo.row import Row
+from miras_jax.zoo.row import Row, equations
 
 ROW = Row(
     name="memora",
@@ -27,4 +27,5 @@ ROW = Row(
     retention="KL",
     algorithm="gradient descent",
     source="Miras Eq. 27",
+    recurrence=equations(__doc__),
 )

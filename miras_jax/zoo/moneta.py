@@ -10,7 +10,7 @@ input; gates per head.
 """
 
 from miras_jax.memory import MLP, Gate, GradientDescent, Lp, Lq, Memory, log_decay
-from miras_jax.zoo.row import Row
+from miras_jax.zoo.row import Row, equations
 
 ROW = Row(
     name="moneta",
@@ -26,4 +26,5 @@ ROW = Row(
     retention="lq, q = 4",
     algorithm="gradient descent",
     source="Miras Eqs. 24-25",
+    recurrence=equations(__doc__),
 )

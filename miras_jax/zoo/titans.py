@@ -10,7 +10,7 @@ instead of zero, and divides each layer's step by the squared norm of its input
 """
 
 from miras_jax.memory import MLP, Gate, L2Decay, Memory, Momentum
-from miras_jax.zoo.row import Row
+from miras_jax.zoo.row import Row, equations
 
 ROW = Row(
     name="titans",
@@ -25,4 +25,5 @@ ROW = Row(
     retention="l2 decay",
     algorithm="momentum",
     source="arXiv 2501.00663, Eqs. 11-14",
+    recurrence=equations(__doc__),
 )

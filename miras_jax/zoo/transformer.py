@@ -7,7 +7,7 @@ with what it has read.
 """
 
 from miras_jax.memory import Attention
-from miras_jax.zoo.row import LayerOptions, Row
+from miras_jax.zoo.row import LayerOptions, Row, equations
 
 ROW = Row(
     name="transformer",
@@ -25,4 +25,5 @@ ROW = Row(
     retention="none",
     algorithm="non-parametric",
     source="arXiv 1706.03762",
+    recurrence=equations(__doc__),
 )

@@ -11,7 +11,7 @@ towards the learned start; steps divided by the squared norm of a layer's input;
 """
 
 from miras_jax.memory import MLP, Gate, GradientDescent, Huber, L2Decay, Memory
-from miras_jax.zoo.row import Row
+from miras_jax.zoo.row import Row, equations
 
 ROW = Row(
     name="yaad",
@@ -27,4 +27,5 @@ ROW = Row(
     retention="l2 decay",
     algorithm="gradient descent",
     source="Miras Eqs. 16, 26",
+    recurrence=equations(__doc__),
 )

@@ -9,6 +9,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import miras_jax as mj
@@ -17,70 +18,244 @@ from miras_jax.memory import (
     L1,
     L2,
     MLP,
+    Bregman,
+    ChunkDescent,
+    Decoupled,
     DotProduct,
+    ElasticNet,
+    Entries,
     Gate,
     GradientDescent,
     Huber,
+    Implicit,
+    KLDivergence,
     L2Decay,
+    Logit,
     Lp,
     Lq,
     Matrix,
     Memory,
     Momentum,
+    Muon,
     NoRetention,
+    NormalEquations,
+    Optax,
+    Removal,
+    Retention,
+    Robust,
+    SeveralSteps,
+    SlidingWindowAttention,
+    Vector,
     log_decay,
 )
-from tests.cases import B, H, K, T, case, close, memory_of, read, weigh
+from tests.cases import CHUNK, B, H, K, T, case, close, memory_of, read, weigh
+from tests.laws import normal, pull, zeros
 
 pytestmark = pytest.mark.usefixtures("x64")
 EXACT = 1e-12
 
-YAAD = mj.zoo.get("yaad", chunk_size=4)
+YAAD = memory_of("yaad")
+DEEP = dataclasses.replace(YAAD, bias=L2(), retention=L2Decay())
+DELTANET = memory_of("deltanet")
+ONE_TOKEN = {"chunk_size": 1, "read": "commit"}
 
 
-def same(memory, other, adapt=lambda inputs: inputs, rtol=EXACT, form="chunked"):
-    """Both memories give the same y, state weights and gradients of what they share."""
+def same(memory, other, adapt=lambda inputs: inputs, rtol=EXACT, first=lambda inputs: inputs):
+    """Both memories give the same y, the same gradients of all inputs of the first, and, where both
+    have them, the same weights.
+
+    `adapt` makes the inputs of the other memory of those of the first, which `first` may restrict.
+    """
     c = case(memory)
-    inputs = c.inputs
-    y, state = read(memory, c.params, inputs, form=form)
-    z, other_state = read(other, c.params, adapt(inputs), form=form)
-    close((y, state.weights), (z, other_state.weights), rtol=rtol)
+    form = next(f for f in ("chunked", "recurrent") if f in memory.forms and f in other.forms)
+    inputs = first(c.inputs)
+    other_inputs, back = jax.vjp(adapt, inputs)
+    (y_bar,) = normal(inputs["v"], seed=1)
 
-    def loss(m, x):
-        return weigh(read(m, c.params, x, form=form)[0])
+    def run(memory, inputs):
+        state = jax.eval_shape(lambda: memory.init_state(c.params, batch=B, dtype=jnp.float64))
+        if not hasattr(state, "weights"):  # attention: one leaf of keys and one of values
+            weights = [y_bar, *zeros(jax.eval_shape(lambda: read(memory, c.params, inputs)[1]))]
+        else:
+            weights = [y_bar, *zeros(state)]
+        return pull(memory, form, c.params, None, inputs, None, weights)
 
-    gradient = jax.grad(lambda x: loss(memory, x))(inputs)
-    other_gradient = jax.grad(lambda x: loss(other, adapt(x)))(inputs)
-    close({n: gradient[n] for n in "qkv"}, {n: other_gradient[n] for n in "qkv"}, rtol=rtol)
+    a, b = run(memory, inputs), run(other, other_inputs)
+    close(a.y, b.y, rtol=rtol)
+    close(a.inputs, back(b.inputs)[0], rtol=rtol)
+    if hasattr(a.state, "weights"):
+        shared = a.state.weights.keys() & b.state.weights.keys()
+        assert shared
+        close(*({n: x.state.weights[n] for n in shared} for x in (a, b)), rtol=rtol)
 
 
-def with_gate(name, value):
-    """Adds a gate that is constant."""
-    return lambda inputs: {**inputs, name: jnp.full((B, T, H), value)}
+def choose(memory, **choices):
+    return dataclasses.replace(memory, **choices)
+
+
+def constant(**values):
+    """Adds gates per head that are constant."""
+    gates = {name: jnp.full((B, T, H), value) for name, value in values.items()}
+    return lambda inputs: {**inputs, **gates}
+
+
+def spread(x):
+    """A gate per head as one per channel, all equal."""
+    return jnp.broadcast_to(x[..., None], (*x.shape, K))
+
+
+def by_channel(*names):
+    return lambda x: {**x, **{name: spread(x[name]) for name in names}}
+
+
+# Retention
 
 
 def test_gated_deltanet_without_decay_is_deltanet():
-    same(memory_of("deltanet"), memory_of("gated_deltanet"), with_gate("log_decay", 0.0))
+    """exp(0) = 1."""
+    same(DELTANET, memory_of("gated_deltanet"), constant(log_decay=0.0))
+
+
+def test_no_decay_is_a_decay_of_one():
+    """rho = 1, towards the start too."""
+    same(choose(YAAD, retention=NoRetention()), YAAD, constant(log_decay=0.0))
+
+
+def test_anchors_agree_for_a_memory_that_starts_at_zero():
+    """0 + rho (A - 0) = rho A."""
+    memory = memory_of("gated_deltanet")
+    same(memory, choose(memory, retention=L2Decay(anchor="zero", decay_first=True)))
+
+
+def test_kda_with_equal_channels_is_gated_deltanet():
+    """diag(rho, .., rho) = rho."""
+    other = choose(memory_of("kda"), retention=L2Decay(log_decay("key"), decay_first=True))
+    same(memory_of("gated_deltanet"), other, by_channel("log_decay"))
+
+
+@pytest.mark.parametrize("per", ["key", "value"])
+@pytest.mark.parametrize("deep", [False, True])
+def test_equal_channels_are_one_decay(per, deep):
+    """Channels that agree are the decay per head."""
+    memory = YAAD if deep else choose(DELTANET, retention=L2Decay())
+    if per == "value" and not deep:
+        memory = choose(memory, bias=DotProduct())
+    other = choose(memory, retention=L2Decay(log_decay(per=per)))
+    same(memory, other, by_channel("log_decay"))
+
+
+def test_decaying_fast_weights_without_value_decay_are_gla():
+    """f_i z_j = f_i."""
+    dfw = lambda x: {**x, "log_value_decay": jnp.zeros((B, T, H, K))}  # noqa: E731
+    same(memory_of("gla"), memory_of("dfw"), dfw)
+
+
+def test_decaying_fast_weights_with_equal_gates_decay_by_the_square():
+    """f_i z_j = rho^2."""
+    memory = Memory(
+        bias=DotProduct(), retention=L2Decay(), algorithm=GradientDescent(step=None), chunk_size=4
+    )
+
+    def halves(x):
+        half = spread(x["log_decay"] / 2)
+        return {**x, "log_decay": half, "log_value_decay": half}
+
+    same(memory, memory_of("dfw"), halves)
+
+
+def test_lq_with_q_two_is_l2_retention():
+    """Both links of q = 2 are the identity."""
+    same(DEEP, choose(DEEP, retention=Lq(q=2.0, decay=log_decay())))
+    chunk_reads = choose(DEEP, read="chunk")
+    same(chunk_reads, choose(chunk_reads, retention=Lq(q=2.0, form="dual", decay=log_decay())))
+
+
+@pytest.mark.parametrize("anchor", ["zero", "initial"])
+def test_kl_on_logits_is_the_printed_softmax(anchor):
+    """W_t = c softmax(alpha log W_{t-1} - eta grad) token by token (Miras Eq. 27), for a matrix.
+
+    Towards the start it is the same with log(W / W_0) in place of log W.
+    """
+    memory = Memory(retention=KL(decay=log_decay(), anchor=anchor), chunk_size=1, read="chunk")
+
+    def step(w, alpha, eta_g):
+        return K * jax.nn.softmax(alpha * jnp.log(w) - eta_g, axis=-2)
+
+    _check_printed(memory, jnp.ones((B, H, K, K)), step)  # c = inputs: every entry starts at 1
+
+
+def test_logit_link_is_the_printed_sigmoid():
+    """W_t = sigmoid(alpha logit(W_{t-1}) - eta grad) token by token (Miras section 4), alpha = 1
+    as printed."""
+    memory = Memory(retention=Logit(decay=log_decay()), chunk_size=1, read="chunk")
+
+    def step(w, alpha, eta_g):
+        return jax.nn.sigmoid(alpha * jax.scipy.special.logit(w) - eta_g)
+
+    _check_printed(memory, jnp.full((B, H, K, K), 0.5), step)
+
+
+def _check_printed(memory, w, step):
+    """The weights of a matrix with l2 after all tokens, by a recurrence on the weights."""
+    c = case(memory)
+    _, state = read(memory, c.params, c.inputs)
+    for t in range(T):
+        k, v = c.inputs["k"][:, t], c.inputs["v"][:, t]
+        g = jnp.einsum("bhk,bhv->bhkv", k, jnp.einsum("bhk,bhkv->bhv", k, w) - v)
+        alpha = jnp.exp(c.inputs["log_decay"][:, t])[..., None, None]
+        w = step(w, alpha, c.inputs["step"][:, t][..., None, None] * g)
+    link, layer = memory.retention.link, memory.layers(K, K)["memory"]
+    close(link(state.weights["memory"], jnp.zeros((K, K)), layer), w, rtol=EXACT)
+
+
+@pytest.mark.parametrize("read_at", ["chunk", "commit"])
+def test_kl_divergence_is_the_kl_link_without_decay(read_at):
+    """W_{t-1} exp(-zeta - eta grad) is c softmax(A - eta grad). The states differ: W against A."""
+    memory = Memory(architecture=MLP(), retention=KLDivergence(), chunk_size=CHUNK, read=read_at)
+    c, results = case(memory), []
+    for retention in (KLDivergence(), KL()):
+        m = choose(memory, retention=retention)
+        weights = [*normal(c.inputs["v"], 1), *zeros(m.init_state(c.params, batch=B))]
+        got = pull(m, "chunked", c.params, None, c.inputs, None, weights)
+        results.append((got.y, got.params, got.inputs))
+    close(*results, rtol=1e-11)  # zeta is found to the last bits by bisection
+
+
+def test_bregman_of_the_identity_is_l2():
+    """F' = id."""
+    memory = choose(DEEP, read="chunk")
+    link = Bregman(mirror=_identity, inverse=_identity, decay=log_decay())
+    same(memory, choose(memory, retention=link))
+
+
+def _identity(x):
+    return x
+
+
+@pytest.mark.parametrize("form", ["link", "proximal"])
+@pytest.mark.parametrize("kind", ["soft", "hard", "smooth"])
+def test_elastic_net_with_threshold_zero_is_l2(form, kind):
+    """S(z) = z at gamma = 0."""
+    memory = choose(DEEP, read="chunk")
+    other = ElasticNet(threshold=0.0, form=form, kind=kind, decay=log_decay())
+    same(memory, choose(memory, retention=other))
+
+
+# Attentional bias
 
 
 def test_deltanet_with_dot_product_and_unit_step_is_linear_attention():
-    other = dataclasses.replace(memory_of("deltanet"), bias=DotProduct())
-    same(memory_of("linear_attention"), other, with_gate("step", 1.0))
-
-
-def test_momentum_zero_is_gradient_descent():
-    momentum = dataclasses.replace(YAAD, algorithm=Momentum(normalized=True))
-    same(YAAD, momentum, with_gate("momentum", 0.0))
-    exact = memory_of("deltanet")
-    same(exact, dataclasses.replace(exact, algorithm=Momentum()), with_gate("momentum", 0.0))
+    """Without the prediction the delta rule is Hebb's."""
+    other = choose(DELTANET, bias=DotProduct())
+    same(memory_of("linear_attention"), other, constant(step=1.0))
 
 
 @pytest.mark.parametrize("kind", ["coordinate", "norm", "switch"])
 def test_huber_with_a_large_threshold_is_l2(kind):
-    memory = dataclasses.replace(YAAD, bias=L2())
-    same(memory, dataclasses.replace(YAAD, bias=Huber(kind=kind, threshold=1e9)))
-    same(memory, dataclasses.replace(YAAD, bias=Huber(kind=kind, threshold=float("inf"))))
-    same(memory, dataclasses.replace(YAAD, bias=Huber(kind=kind)), with_gate("threshold", 1e9))
+    """Nothing is clipped; at an infinite threshold neither."""
+    memory = choose(YAAD, bias=L2())
+    same(memory, choose(YAAD, bias=Huber(kind=kind, threshold=float("inf"))))
+    same(memory, choose(YAAD, bias=Huber(kind=kind)), constant(threshold=1e9))
 
 
 def test_small_thresholds_are_l1():
@@ -88,19 +263,41 @@ def test_small_thresholds_are_l1():
     delta times smaller. They differ for residuals within delta of zero; equality shows that there
     are none."""
     delta = 1e-6
-    memory = dataclasses.replace(YAAD, bias=L1(eps=1e-30))
-    shrink = lambda inputs: {**inputs, "step": inputs["step"] * delta}  # noqa: E731
+    memory = choose(YAAD, bias=L1(eps=1e-30))
     c = case(memory)
-    expected, _ = read(memory, c.params, shrink(c.inputs))
+    small = {**c.inputs, "step": c.inputs["step"] * delta}
+    expected, _ = read(memory, c.params, small)
     for kind in ("coordinate", "switch"):
-        other = dataclasses.replace(YAAD, bias=Huber(kind=kind, threshold=delta, eps=1e-30))
+        other = choose(YAAD, bias=Huber(kind=kind, threshold=delta, eps=1e-30))
         y, _ = read(other, c.params, c.inputs)
         close(y, expected, rtol=EXACT)
 
 
+def test_lp_with_p_two_is_l2():
+    """|r|_2^2 / 2."""
+    same(choose(YAAD, bias=L2()), choose(YAAD, bias=Lp(p=2.0)))
+
+
+def test_robust_with_radius_zero_is_l2():
+    """A ball of one point."""
+    same(DEEP, choose(DEEP, bias=Robust()), constant(radius=0.0))
+
+
+# Learning algorithm
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_momentum_zero_is_gradient_descent(nesterov):
+    """S_t = -eta_t g_t, and mu_t S_t - eta_t g_t is the same then."""
+    momentum = Momentum(normalized=True, nesterov=nesterov)
+    same(YAAD, choose(YAAD, algorithm=momentum), constant(momentum=0.0))
+    exact = choose(DELTANET, algorithm=Momentum(nesterov=nesterov))
+    same(DELTANET, exact, constant(momentum=0.0))
+
+
 def test_gradient_of_momentum_at_zero():
     """Products of momenta may contain zeros: their gradient is still the difference quotient."""
-    memory = dataclasses.replace(YAAD, algorithm=Momentum(normalized=True))
+    memory = choose(YAAD, algorithm=Momentum(normalized=True))
     c = case(memory)
     direction = jnp.asarray(np.random.default_rng(0).uniform(size=(B, T, H)))
 
@@ -114,48 +311,198 @@ def test_gradient_of_momentum_at_zero():
     assert abs(gradient - numeric) <= 1e-7 * abs(numeric)
 
 
-def test_huber_norm_clips_the_residual():
-    r = jnp.asarray([[3.0, 4.0], [0.3, 0.4]])
-    g = Huber(kind="norm", threshold=1.0, eps=0.0).gradient(r, jnp.zeros_like(r), {})
-    close(g, jnp.asarray([[0.6, 0.8], [0.3, 0.4]]), rtol=EXACT)
+@pytest.mark.parametrize("per", ["key", "value"])
+def test_equal_steps_per_channel_are_one_step(per):
+    """diag(eta, .., eta) = eta."""
+    algorithm = GradientDescent(step=Gate(per=per), normalized=True)
+    same(YAAD, choose(YAAD, algorithm=algorithm), by_channel("step"))
 
 
-def test_lp_with_p_two_is_l2():
-    same(dataclasses.replace(YAAD, bias=L2()), dataclasses.replace(YAAD, bias=Lp(p=2.0)))
+def test_equal_steps_per_layer_are_one_step():
+    """LaCT's three learning rates, all the same."""
+    memory = memory_of("lact")
+    layers = memory.algorithm.layer_steps
+    one = choose(memory, algorithm=dataclasses.replace(memory.algorithm, layer_steps=()))
+
+    def share(x):
+        return {**x, **{f"step_{name}": x["step"] for name in layers}}
+
+    same(one, memory, share)
 
 
-def test_lp_gradients_are_those_of_their_loss():
-    """The smooth form differentiates (r^2 + eps)^(p/2) / p; tanh gives the paper's product."""
-    r = jnp.linspace(-2.0, 2.0, 41)
-    zero = jnp.zeros_like(r)
-    for p in (1.0, 1.5, 3.0, 4.0):
-        loss = lambda r, p=p: jnp.sum((r * r + 1e-6) ** (p / 2)) / p  # noqa: E731
-        close(Lp(p=p).gradient(r, zero, {}), jax.grad(loss)(r), rtol=EXACT)
-        printed = np.tanh(10.0 * r) * np.sqrt(r * r + 1e-6) ** (p - 1)
-        close(Lp(p=p, sharpness=10.0).gradient(r, zero, {}), printed, rtol=EXACT)
+def test_implicit_step_is_a_smaller_explicit_one():
+    """argmin |S - S'|^2 + eta |k S - v|^2 steps by eta / (1 + eta |k|^2)."""
+
+    def shrink(x):
+        square = jnp.sum(x["k"] ** 2, axis=-1)
+        return {**x, "step": x["step"] / (1 + x["step"] * square)}
+
+    same(choose(DELTANET, algorithm=Implicit()), DELTANET, shrink)
 
 
-def test_lq_with_q_two_is_l2_retention():
-    memory = dataclasses.replace(YAAD, retention=L2Decay())
-    same(memory, dataclasses.replace(memory, retention=Lq(q=2.0, decay=log_decay())))
-    chunk_reads = dataclasses.replace(memory, read="chunk")
-    dual = Lq(q=2.0, form="dual", decay=log_decay())
-    same(chunk_reads, dataclasses.replace(chunk_reads, retention=dual))
+def test_implicit_step_minimises_what_it_says():
+    """The gradient of |S - S'|^2 + eta |k S - v|^2 is zero at the memory after the token."""
+    memory = choose(DELTANET, algorithm=Implicit())
+    c = case(memory, tokens=2)
+    (_, before), (_, after) = (read(memory, c.params, c.slice(0, n)) for n in (1, 2))
+    k, v, step = (c.inputs[n][:, 1] for n in ("k", "v", "step"))
+
+    def objective(s):
+        residual = jnp.einsum("bhk,bhkv->bhv", k, s) - v
+        moved = s - before.weights["memory"]
+        return jnp.sum(moved**2) + jnp.sum(step[..., None] * residual**2)
+
+    gradient = jax.grad(objective)(after.weights["memory"])
+    assert jnp.abs(gradient).max() <= EXACT
 
 
-def test_lq_norm_link_keeps_the_norm_between_the_starts_and_has_degree_three_minus_q():
-    link, layer = Lq(q=4.0, eps=0.0), MLP().layers(K, K)["layer_1"]
-    a0 = jax.random.normal(jax.random.key(0), (K, 4 * K), jnp.float64)
-    close(link.link(a0, a0, layer), a0, rtol=EXACT)
-    close(link.link(10 * a0, a0, layer), 0.1 * a0, rtol=EXACT)
+def test_longhorn_with_keys_of_one_channel_is_the_implicit_delta_rule():
+    """With k = (k_1, 0, ..) the diagonal of k^T k is all of it."""
+
+    def one_channel(x):
+        return {**x, "k": x["k"].at[..., 1:].set(0.0)}
+
+    memory = Memory(algorithm=Implicit(step=Gate()), chunk_size=CHUNK)
+    longhorn = choose(memory, architecture=Entries(), algorithm=Implicit(step=Gate(per="value")))
+    same(memory, longhorn, lambda x: by_channel("step")(one_channel(x)), first=one_channel)
 
 
-def test_lq_dual_link_is_the_gradient_of_half_the_squared_norm():
-    """sign(A)|A|^(q-1)/|A|_q^(q-2) = grad |A|_q^2 / 2, up to the count of the power mean."""
-    link, layer = Lq(q=4.0, form="dual", eps=0.0), MLP().layers(K, K)["layer_1"]
-    a = jax.random.normal(jax.random.key(0), (K, 4 * K), jnp.float64)
-    half_square = lambda a: jnp.mean(jnp.abs(a) ** 4) ** 0.5 / 2  # noqa: E731
-    close(link.link(a, a, layer), jax.grad(half_square)(a) * a.size, rtol=1e-10)
+def test_delta_product_of_one_step_is_deltanet():
+    """n = 1, and n = 2 with a second step of zero."""
+    same(DELTANET, choose(DELTANET, algorithm=SeveralSteps(count=1)))
+
+    def idle(x):
+        return {**x, "key_2": x["q"], "value_2": x["q"], "step_2": 0 * x["step"]}
+
+    same(DELTANET, choose(DELTANET, algorithm=SeveralSteps(count=2)), idle)
+
+
+def test_delta_product_of_two_steps_is_deltanet_over_twice_the_tokens():
+    """Its second steps are tokens of their own; every second token reads."""
+    memory = choose(DELTANET, algorithm=SeveralSteps(count=2))
+    c = case(memory)
+
+    def interleave(a, b):
+        a, b = c.inputs[a], c.inputs[b]
+        return jnp.stack([a, b], axis=2).reshape(B, 2 * T, *a.shape[2:])
+
+    pairs = {
+        "q": ("q", "q"),
+        "k": ("k", "key_2"),
+        "v": ("v", "value_2"),
+        "step": ("step", "step_2"),
+    }
+    twice = {name: interleave(*pair) for name, pair in pairs.items()}
+    y, state = read(memory, c.params, c.inputs)
+    z, other = read(DELTANET, c.params, twice)
+    close((y, state.weights), (z[:, 1::2], other.weights), rtol=EXACT)
+
+
+def test_decoupled_without_gates_is_the_delta_rule():
+    """e = w = 1, p = k."""
+    same(DELTANET, choose(DELTANET, algorithm=Decoupled(step=Gate())))
+
+
+def test_comba_that_feeds_its_key_back_is_gated_deltanet():
+    """p = k."""
+    same(memory_of("gated_deltanet"), memory_of("comba"), lambda x: {**x, "address": x["k"]})
+
+
+def test_gated_deltanet_2_with_equal_gates_is_kda():
+    """k^T (w v - (e k) S) = eta k^T (v - k S) for e = w = eta."""
+
+    def gates(x):
+        x = dict(x)
+        step = spread(x.pop("step"))
+        return {**x, "erase": step, "write": step}
+
+    same(memory_of("kda"), memory_of("gdn2"), gates)
+
+
+def test_rwkv_7_without_removal_is_gla():
+    """a = 0."""
+    same(
+        memory_of("gla"),
+        memory_of("rwkv7"),
+        lambda x: {**x, "removal": 0 * x["k"], "replacement": x["k"]},
+    )
+
+
+def test_rwkv_7_can_be_the_decayed_delta_rule():
+    """a = -k, b = eta k and the key eta k: diag(rho) S - eta k^T (k S) + eta k^T v."""
+    memory = choose(DELTANET, retention=L2Decay(log_decay("key")))
+
+    def split(x):
+        x = dict(x)
+        written = x.pop("step")[..., None] * x["k"]
+        return {**x, "removal": -x["k"], "replacement": written, "k": written}
+
+    same(memory, choose(memory, algorithm=Removal()), split)
+
+
+def test_lift_of_one_is_plain():
+    """start + 1 (A - start) = A."""
+    memory = choose(DEEP, retention=NoRetention())
+    lifted = dataclasses.replace(memory.algorithm, lift=Gate())
+    same(memory, choose(memory, algorithm=lifted), constant(lift=1.0))
+
+
+def test_commit_at_every_token_is_reading_after_the_write():
+    """With chunks of one token the last chunk that was made is the token's own."""
+    memory = choose(DEEP, chunk_size=1)
+    same(memory, choose(memory, read="commit"))
+
+
+def test_chunk_descent_without_decay_is_gradient_descent_that_reads_the_start():
+    """One step with the sum of a chunk's gradients is the sum of its steps."""
+    memory = choose(DEEP, retention=NoRetention(), read="chunk")
+    same(memory, choose(memory, algorithm=ChunkDescent(normalized=True)))
+    momentum = ChunkDescent(normalized=True, momentum=Gate())
+    same(memory, choose(memory, algorithm=momentum), constant(momentum=0.0))
+
+
+def test_chunk_descent_at_every_token_is_momentum():
+    """S_t = mu S_{t-1} - eta g, A_t = decayed A_{t-1} + S_t, with chunks of one token."""
+    memory = choose(DEEP, algorithm=Momentum(normalized=True), **ONE_TOKEN)
+    same(memory, choose(memory, algorithm=ChunkDescent(normalized=True, momentum=Gate())))
+
+
+def test_sgd_of_optax_at_every_token_is_gradient_descent():
+    """A learning rate of 1 on eta g, with chunks of one token."""
+    memory = choose(DEEP, **ONE_TOKEN)
+    same(memory, choose(memory, algorithm=Optax(transformation=optax.sgd(1.0), normalized=True)))
+
+
+def test_sgd_of_optax_with_momentum_is_chunk_descent_with_a_constant_one():
+    """trace = 0.9 trace + g."""
+    other = Optax(transformation=optax.sgd(1.0, momentum=0.9), normalized=True)
+    _same_at_momentum(choose(DEEP, read="chunk"), ChunkDescent, other)
+
+
+def test_nesterov_momentum_is_that_of_optax():
+    """g + 0.9 trace, with chunks of one token."""
+    other = Optax(transformation=optax.sgd(1.0, momentum=0.9, nesterov=True), normalized=True)
+    _same_at_momentum(choose(DEEP, **ONE_TOKEN), Momentum, other, nesterov=True)
+
+
+def _same_at_momentum(memory, kind, other, **options):
+    """A momentum of constant 0.9 against one of optax."""
+    mine = kind(normalized=True, momentum=Gate(), **options)
+    same(choose(memory, algorithm=other), choose(memory, algorithm=mine), constant(momentum=0.9))
+
+
+def test_muon_leaves_a_vector_memory_alone():
+    """A row has one singular value."""
+    memory = Memory(
+        architecture=Vector(),
+        algorithm=ChunkDescent(momentum=Gate()),
+        chunk_size=CHUNK,
+        read="chunk",
+    )
+    same(memory, choose(memory, algorithm=Muon(momentum=Gate())))
+
+
+# Architecture
 
 
 def test_one_layer_mlp_without_norm_is_the_matrix_memory():
@@ -163,9 +510,9 @@ def test_one_layer_mlp_without_norm_is_the_matrix_memory():
     memory = Memory(
         architecture=MLP(depth=1, norm=False, residual=False),
         retention=L2Decay(anchor="zero"),
-        chunk_size=4,
+        chunk_size=CHUNK,
     )
-    matrix = dataclasses.replace(memory, architecture=Matrix())
+    matrix = choose(memory, architecture=Matrix())
     assert memory.exact
     assert matrix.exact
     c = case(memory)
@@ -178,102 +525,98 @@ def test_one_layer_mlp_without_norm_is_the_matrix_memory():
     close((y, state.weights["layer_1"]), (z, other.weights["memory"]), rtol=EXACT)
 
 
-@pytest.mark.parametrize("anchor", ["zero", "initial"])
-def test_kl_on_logits_is_the_printed_softmax(anchor):
-    """W_t = c softmax(alpha log W_{t-1} - eta grad) token by token (Miras Eq. 27), for a matrix.
-
-    Towards the start it is the same with log(W / W_0) in place of log W.
-    """
-    memory = Memory(retention=KL(decay=log_decay(), anchor=anchor), chunk_size=1, read="chunk")
+@pytest.mark.parametrize("architecture", [Vector(), Entries()])
+def test_diagonal_memories_are_matrices_of_one_channel(architecture):
+    """w_i learns from (k_i, v_i), w_ij from (k_i, v_j), each by itself."""
+    memory = Memory(architecture=architecture, retention=L2Decay(), chunk_size=CHUNK)
     c = case(memory)
-    _, state = read(memory, c.params, c.inputs)
-    layer = memory.layers(K, K)["memory"]
-    w = jnp.ones((B, H, K, K))  # the uniform start: c = inputs, every entry 1
+    y, state = read(memory, c.params, c.inputs)
+
+    def pairs(x, axis):
+        """Channels, or all pairs of a key and a value channel, as heads of one channel."""
+        if isinstance(architecture, Entries):
+            x = jnp.broadcast_to(jnp.expand_dims(x, axis), (*x.shape, K))
+        return x.reshape(B, T, -1, 1)
+
+    inputs = {n: pairs(c.inputs[n], axis) for n, axis in (("q", -1), ("k", -1), ("v", -2))}
+    heads = inputs["q"].shape[2]
+    for name in ("step", "log_decay"):
+        inputs[name] = jnp.repeat(c.inputs[name], heads // H, axis=-1)
+    matrix = choose(memory, architecture=Matrix())
+    params = matrix.init(jax.random.key(0), heads=heads, key_dim=1, value_dim=1)
+    z, other = read(matrix, params, inputs)
+    shape = state.weights["memory"].shape
+    close(state.weights["memory"], other.weights["memory"].reshape(shape), rtol=EXACT)
+    z = z.reshape(B, T, H, -1, K).sum(-2)  # entries: y_j sums over i
+    close(y, z, rtol=EXACT)
+
+
+def test_norm_of_a_learned_scale_starts_as_a_plain_norm():
+    """LN(..) 1 + 0, and LN(..) (1 + 0) as long as the memory does not write it."""
+    memory = choose(DEEP, architecture=MLP(), bias=L2())
+    c = case(memory)
+    expected, state = read(memory, c.params, c.inputs)
+    scaled = choose(memory, architecture=MLP(scale="learned"))
+    start = case(scaled).params
+    start = dataclasses.replace(start, weights={**start.weights, **c.params.weights})
+    y, other = read(scaled, start, c.inputs)
+    close((y, state.weights), (expected, other.weights), rtol=EXACT)
+
+
+def test_normal_equations_solve_the_ridge_regression():
+    """y = q (H + diag(ridge))^-1 S with H and S the decayed sums, directly."""
+    memory = memory_of("mesanet", architecture=NormalEquations(iterations=2 * K))
+    c = case(memory)
+    y, _ = read(memory, c.params, c.inputs)
+    h = s = jnp.zeros((B, H, K, K))
     for t in range(T):
-        k, v = c.inputs["k"][:, t], c.inputs["v"][:, t]
-        g = jnp.einsum("bhk,bhv->bhkv", k, jnp.einsum("bhk,bhkv->bhv", k, w) - v)
-        alpha = jnp.exp(c.inputs["log_decay"][:, t])[..., None, None]
-        eta = c.inputs["step"][:, t][..., None, None]
-        w = K * jax.nn.softmax(alpha * jnp.log(w) - eta * g, axis=-2)
-    a0 = jnp.zeros((K, K))
-    close(memory.retention.link(state.weights["memory"], a0, layer), w, rtol=EXACT)
+        q, k, v, ridge, step, log = (
+            c.inputs[n][:, t] for n in ("q", "k", "v", "ridge", "step", "log_decay")
+        )
+        rho, step = (x[..., None, None] for x in (jnp.exp(log), step))
+        h = rho * h + step * k[..., :, None] * k[..., None, :]
+        s = rho * s + step * k[..., :, None] * v[..., None, :]
+        x = jnp.linalg.solve(h + ridge[..., None] * jnp.eye(K), q[..., None])
+        # Conjugate gradients stop improving at the condition number's multiple of the rounding.
+        close(y[:, t], jnp.einsum("bhk,bhkv->bhv", x[..., 0], s), rtol=1e-9)
 
 
-def test_kl_keeps_the_mass_of_every_output():
-    layer = MLP().layers(K, K)["layer_2"]
-    a = 50 * jax.random.normal(jax.random.key(1), (layer.inputs, K), jnp.float64)
-    w = KL().link(a, a, layer)
-    assert (w >= 0).all()
-    close(w.sum(0), jnp.full(K, layer.std * layer.inputs), rtol=EXACT)
-    signed = KL(signed=True).link(a, a, layer)
-    close(jnp.abs(signed).sum(0), jnp.full(K, layer.std * layer.inputs), rtol=1e-6)
-    # sinh / cosh as written, where it does not overflow
-    small = a / 50
-    expected = jnp.sinh(small) / jnp.cosh(small).sum(0) * layer.std * layer.inputs
-    close(KL(signed=True).link(small, small, layer), expected, rtol=EXACT)
+def test_mesanet_with_a_huge_ridge_is_linear_attention():
+    """(H + lambda)^-1 = 1 / lambda up to |H| / lambda, 1e-7 here."""
+    ridge = 1e8
+    memory = Memory(bias=DotProduct(), retention=L2Decay(), chunk_size=CHUNK)
+    c = case(memory)
+    expected, _ = read(memory, c.params, c.inputs)
+    inputs = {**c.inputs, "ridge": jnp.full((B, T, H, K), ridge)}
+    y, _ = read(choose(memory, architecture=NormalEquations()), c.params, inputs)
+    close(ridge * y, expected, rtol=1e-6)
 
 
-def test_no_decay_is_a_decay_of_one():
-    memory = dataclasses.replace(YAAD, retention=NoRetention())
-    same(memory, YAAD, with_gate("log_decay", 0.0))
+def test_window_longer_than_the_sequence_is_attention():
+    """No pair ever leaves."""
+    same(memory_of("transformer"), SlidingWindowAttention(window=T, chunk_size=CHUNK))
 
 
-def test_anchors_agree_for_a_memory_that_starts_at_zero():
-    memory = memory_of("gated_deltanet")
-    zero = dataclasses.replace(memory, retention=L2Decay(anchor="zero", decay_first=True))
-    same(memory, zero)
+# Off the zoo's own combinations
 
 
-@pytest.mark.parametrize("per", ["key", "value"])
-@pytest.mark.parametrize("deep", [False, True])
-def test_equal_channels_are_one_decay(per, deep):
-    """Channels that agree are the decay per head; if they do not, the forms still agree."""
-    memory = YAAD if deep else dataclasses.replace(memory_of("deltanet"), retention=L2Decay())
-    if per == "value" and not deep:
-        memory = dataclasses.replace(memory, bias=DotProduct())
-    gates = L2Decay(log_decay(per=per))
-    other = dataclasses.replace(memory, retention=gates)
-    spread = lambda x: {  # noqa: E731
-        **x,
-        "log_decay": jnp.broadcast_to(x["log_decay"][..., None], (B, T, H, K)),
-    }
-    same(memory, other, spread)
-    c = case(other)
-    results = [read(other, c.params, c.inputs, form=form) for form in ("recurrent", "chunked")]
-    close(*results, rtol=1e-11)
-
-
-@pytest.mark.parametrize("per", ["key", "value"])
-def test_step_per_channel(per):
-    algorithm = GradientDescent(step=Gate(per=per), normalized=True)
-    other = dataclasses.replace(YAAD, algorithm=algorithm)
-    spread = lambda x: {**x, "step": jnp.broadcast_to(x["step"][..., None], (B, T, H, K))}  # noqa: E731
-    same(YAAD, other, spread)
-    c = case(other)
-    results = [read(other, c.params, c.inputs, form=form) for form in ("recurrent", "chunked")]
-    close(*results, rtol=1e-11)
-
-
-@pytest.mark.parametrize("read_at", ["token", "chunk"])
-@pytest.mark.parametrize("depth", [1, 3])
-def test_other_depths_and_reads(depth, read_at):
-    """Forms agree, and packing holds, off the zoo's own combinations."""
+def test_decay_of_both_axes_is_a_product():
+    """exp(f_i) exp(z_j) on every entry, for Retention(decay, value_decay) written out."""
     memory = Memory(
-        architecture=MLP(depth=depth),
-        bias=Lp(p=1.5),
-        retention=L2Decay(anchor="zero"),
-        algorithm=Momentum(),
-        chunk_size=4,
-        read=read_at,
-        gradient="chunk",
+        bias=DotProduct(),
+        retention=Retention(decay=log_decay("key"), value_decay=log_decay("value")),
+        chunk_size=CHUNK,
     )
     c = case(memory)
-    ids = jnp.asarray([[0] * 5 + [1] * 2 + [2] * (T - 7)] * B)
-    results = [
-        read(memory, c.params, c.inputs, form=form, segment_ids=ids)
-        for form in ("recurrent", "chunked")
-    ]
-    close(*results, rtol=1e-11)
+    _, state = read(memory, c.params, c.inputs)
+    s = jnp.zeros((B, H, K, K))
+    for t in range(T):
+        k, v, step, f, z = (
+            c.inputs[n][:, t] for n in ("k", "v", "step", "log_decay", "log_value_decay")
+        )
+        kept = jnp.exp(f[..., :, None] + z[..., None, :]) * s
+        s = kept + step[..., None, None] * k[..., :, None] * v[..., None, :]
+    close(state.weights["memory"], s, rtol=EXACT)
 
 
 def test_key_and_value_widths_may_differ():
@@ -282,3 +625,8 @@ def test_key_and_value_widths_may_differ():
         results = [read(c.memory, c.params, c.inputs, form=f) for f in ("recurrent", "chunked")]
         assert results[0][0].shape == (B, T, H, 6)
         close(*results, rtol=1e-11)
+
+
+def test_zoo_memories_are_what_the_tests_take_them_for():
+    """The collapses above read the zoo's four choices off these names."""
+    assert mj.zoo.get("deltanet") == Memory(algorithm=mj.zoo.get("deltanet").algorithm)

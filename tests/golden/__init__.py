@@ -1,0 +1,1 @@
+"""Oracle data computed by other people's code, held against `mj.memorize`."""
