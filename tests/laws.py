@@ -154,6 +154,11 @@ def gradient_of_parameters(c: Case, w: Walk):
     return add([*w.params, back(w.bars[0])[0]])
 
 
+def row_length(c: Case) -> int:
+    """Tokens of a row that is read at once: the walk's states of attention have room for all."""
+    return c.tokens if isinstance(c.memory, Attention) else WHOLE
+
+
 def unnumbered(state) -> list:
     """The leaves of a state but for the last segment id."""
     return jax.tree.leaves(dataclasses.replace(state, segment=jnp.zeros(B, jnp.int32)))
@@ -175,18 +180,18 @@ def whole(c: Case, form: str, inputs, weights=None) -> Pulled:
     """A row read at once, without a state and segment ids."""
     if weights is None:
         w = walked(c)
-        weights = [w.y_bar[:, :WHOLE], *w.bars[WHOLE]]
+        end = inputs["q"].shape[1]
+        weights = [w.y_bar[:, :end], *w.bars[end]]
     return pull(c.memory, form, c.params, None, inputs, None, weights)
 
 
 def whole_row_equals_its_tokens(c: Case, form: str):
     """Values, final state and gradients."""
-    w = walked(c)
-    got = whole(c, form, c.slice(0, WHOLE))
-    close((got.y, unnumbered(got.state)), (w.y[:, :WHOLE], unnumbered(w.states[WHOLE])), rtol=EXACT)
-    begun = w._replace(params=w.params[:WHOLE])
-    inputs = {n: x[:, :WHOLE] for n, x in w.inputs.items()}
-    expected = gradient_of_parameters(c, begun), inputs
+    w, end = walked(c), row_length(c)
+    got = whole(c, form, c.slice(0, end))
+    close((got.y, unnumbered(got.state)), (w.y[:, :end], unnumbered(w.states[end])), rtol=EXACT)
+    inputs = {n: x[:, :end] for n, x in w.inputs.items()}
+    expected = gradient_of_parameters(c, w._replace(params=w.params[:end])), inputs
     close((got.params, got.inputs), expected, rtol=EXACT)
 
 
@@ -211,7 +216,7 @@ def packed_equals_apart(c: Case):
         for document in np.unique(DOCUMENTS[row]):
             where = np.flatnonzero(DOCUMENTS[row] == document)
             begin, end = int(where[0]), int(where[-1]) + 1
-            phase = 0 if c.memory.exact else begin % CHUNK
+            phase = 0 if c.memory.exact else begin % c.memory.chunk_size
             at = (slice(row, row + 1), slice(begin, end))
             mine = jnp.zeros_like(y_bar).at[at].set(y_bar[at])[:, begin:end]
             apart = walk(c, None, begin, end, phase, mine)
@@ -230,7 +235,7 @@ def packed_equals_apart(c: Case):
 
 def causality(c: Case, form: str):
     """No input and no gate of a token changes an earlier output; a value changes later ones."""
-    inputs = c.slice(0, WHOLE)
+    inputs = c.slice(0, row_length(c))
     y = whole(c, form, inputs).y
     for t in (1, 5, WHOLE - 1):
         for name in inputs:
@@ -243,7 +248,7 @@ def causality(c: Case, form: str):
 
 def rows_are_independent(c: Case, form: str):
     """A row of the batch changes neither outputs nor state nor gradients of another."""
-    inputs = c.slice(0, WHOLE)
+    inputs = c.slice(0, row_length(c))
     changed = {n: x.at[1].multiply(0.3) for n, x in inputs.items()}
     a, b = (whole(c, form, x) for x in (inputs, changed))
     for x, z in zip(
@@ -283,9 +288,9 @@ def finite_differences(c: Case, form: str, together: bool = False):
     """Every input, gate, parameter and state leaf: d/de of a random direction at 0; or of one
     direction of all of them together.
 
-    Central differences at e = 1e-5 err by e^2 times a third derivative, and by 1e-16 / e: 1e-7
-    of the gradient's size allows for both. The token of the recurrent form ends a chunk, the window
-    of the chunked form begins with it.
+    Central differences of fourth order at e = 1e-5 err by e^4 times a fifth derivative, and by
+    1e-16 / e: 1e-7 of the gradient's size allows for both. The token of the recurrent form ends a
+    chunk, the window of the chunked form begins with it.
     """
     begin, w = CHUNK - 1, walked(c)
     length = 1 if form == "recurrent" else WINDOW
@@ -304,11 +309,13 @@ def finite_differences(c: Case, form: str, together: bool = False):
     directions = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape)), at)
     for names in [list(at)] if together else [[name] for name in at if jax.tree.leaves(at[name])]:
         mine = {n: directions[n] for n in names}
-        ends = [
-            {**at, **jax.tree.map(lambda x, d, e=e: x + e * d, {n: at[n] for n in names}, mine)}
-            for e in (1e-5, -1e-5)
-        ]
-        numeric = (run(ends[0]).loss - run(ends[1]).loss) / 2e-5
+
+        def moved(e, mine=mine):
+            change = jax.tree.map(lambda x, d: x + e * d, {n: at[n] for n in mine}, mine)
+            return run({**at, **change}).loss
+
+        e = 1e-5
+        numeric = (8 * (moved(e) - moved(-e)) - (moved(2 * e) - moved(-2 * e))) / (12 * e)
         slopes = {n: gradient[n] for n in names}
         products = jax.tree.map(lambda g, d: jnp.sum(g * d), slopes, mine)
         size = sum(jnp.sum(jnp.abs(g)) for g in jax.tree.leaves(slopes))
@@ -337,7 +344,7 @@ def finite_at_extremes(c: Case, form: str):
     """Gates at their ends and in turn with the other end, a repeated key, a zero key, value and
     query, in float32."""
     c = case(c.memory, dtype=jnp.float32)
-    inputs = c.slice(0, WHOLE)
+    inputs = c.slice(0, row_length(c))
     inputs["q"] = inputs["q"].at[:, 4].set(0.0)
     inputs["v"] = inputs["v"].at[:, 9].set(0.0)
     gates = {name: gate for name, gate in c.memory.gates.items() if not gate.is_input}
@@ -403,7 +410,7 @@ def _dots(jaxpr):
 def bfloat16_inputs_keep_a_float32_state(c: Case):
     """All that bfloat16 inputs cost is the rounding of the inputs and of y."""
     c = case(c.memory, dtype=jnp.float32)
-    low = {n: x.astype(jnp.bfloat16) for n, x in c.slice(0, WHOLE).items()}
+    low = {n: x.astype(jnp.bfloat16) for n, x in c.slice(0, row_length(c)).items()}
     y, state = read(c.memory, c.params, low)
     assert y.dtype == jnp.bfloat16
     assert floats(state)

@@ -12,6 +12,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from miras_jax.memory import coefficients as co
 from miras_jax.memory import layer as la
@@ -101,10 +102,12 @@ def chunk_step(
         layer, a0 = layers[name], initial[name]
         if layer.frozen:
             return layer.apply(x, a0)
-        writes = la.read_writes(layer, x, u[name], d[name], coefs[name])
+        y = la.read_start(layer, x, memories[name], coefs[name], packed)
+        y -= la.read_writes(layer, x, u[name], d[name], coefs[name])
         if algorithm.lift is not None:
-            writes = chunk.gates["lift"][:, None] * writes
-        y = la.read_start(layer, x, memories[name], coefs[name], packed) - writes
+            # Also of what an earlier call wrote in this chunk.
+            y0 = linear_at(start)(name, x)
+            y = y0 + chunk.gates["lift"][:, None] * (y - y0)
         factor = retention.factor(start[name], a0)
         if packed:
             factor = jnp.where(docs.fresh[:, None], retention.factor(a0, a0), factor)
@@ -184,7 +187,9 @@ def _exact_gradients(memory, layer, chunk: Chunk, u, start: la.LayerMemory, c):
     earlier = c.before_write() if memory.retention.decay_first else c.before(chunk.reset)
     recalled = la.read_start(layer, address, start, earlier, chunk.reset is not None)
     coupling = la.scores(address, u, earlier)
-    return solve_unit_lower(curvature * coupling, curvature * recalled - chunk.v)
+    return checkpoint_name(
+        solve_unit_lower(curvature * coupling, curvature * recalled - chunk.v), "kept"
+    )
 
 
 def chunked(
@@ -217,6 +222,9 @@ def _split(x: jax.Array, length: int) -> jax.Array:
     return x.reshape(x.shape[0] // length, length, *x.shape[1:])
 
 
+_KEEP = jax.checkpoint_policies.save_only_these_names("kept")
+
+
 def _on_grid(memory, initial, head, tokens):
     """Whole chunks, then what is left as a shorter one."""
     size, total = memory.chunk_size, tokens.q.shape[0]
@@ -224,7 +232,7 @@ def _on_grid(memory, initial, head, tokens):
     head, ys = head._replace(start=None), []
 
     # The backward pass keeps the states at the starts of the chunks and recomputes their insides.
-    @partial(jax.checkpoint, prevent_cse=False, static_argnums=2)
+    @partial(jax.checkpoint, prevent_cse=False, static_argnums=2, policy=_KEEP)
     def body(head, chunk, complete):
         return chunk_step(memory, initial, head, chunk, complete)
 
@@ -260,5 +268,5 @@ def _off_grid(memory, initial, head, tokens, phase):
         return after._replace(start=choose(chunk.live[-1], after.weights, start)), y
 
     chunks = jax.tree.map(lambda x: _split(place(x), size), tokens)
-    head, y = jax.lax.scan(jax.checkpoint(body, prevent_cse=False), head, chunks)
+    head, y = jax.lax.scan(jax.checkpoint(body, prevent_cse=False, policy=_KEEP), head, chunks)
     return head, jax.lax.dynamic_slice_in_dim(y.reshape(count * size, -1), phase, total)

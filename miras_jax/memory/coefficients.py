@@ -18,16 +18,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-BLOCK = 16
-"""Tokens whose decays per channel are formed pair by pair; blocks of them meet in products."""
+from miras_jax.memory import channels
 
 
 class Channels(NamedTuple):
-    """The write coefficients `[C, C, n]` of decays per channel, not yet formed.
-
-    A pair (t, i) in two blocks decays from i to the first token of t's block and from there to t:
-    one factor, at most 1, for each side of a matrix product. Only the pairs within a block are
-    formed channel by channel.
+    """The write coefficients `[C, C, n]` of decays per channel, not yet formed (`channels.py`).
 
     Attributes:
       log_decay: `[C, n]`.
@@ -39,68 +34,19 @@ class Channels(NamedTuple):
     mask: jax.Array
     lag: int
 
-    def _factors(self) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Decays from i to the block `[blocks, C', n]` (zero for later i), from the block to t
-        `[blocks, size, n]` and between the tokens of a block `[blocks, size, size, n]`."""
-        length, dtype = self.log_decay.shape[0], self.log_decay.dtype
-        size = min(BLOCK, length)
-        count = -(-length // size)
-        log = _pad(self.log_decay, count * size)
-        at = jnp.arange(count * size)
-        begins = (jnp.arange(count) * size)[:, None]
-        earlier = at[None, :] < begins
-        until = earlier[:, None, :] & (at[None, None, :] > at[None, :, None])
-        to_block = jnp.exp(jnp.einsum("bij,jn->bin", until.astype(dtype), log))
-        log = log.reshape(count, size, -1)
-        upto = jnp.tril(jnp.ones((size, size), dtype), -self.lag)
-        from_block = jnp.exp(jnp.einsum("tj,bjn->btn", upto, log))
-        after = jnp.tril(jnp.ones((size, size), dtype), -1)  # [j, i]: i < j
-        within = jnp.einsum("tj,bjin->btin", upto, after[:, :, None] * log[:, :, None, :])
-        return jnp.where(earlier[:, :, None], to_block, 0.0), from_block, jnp.exp(within)
-
     def scores(self, x: jax.Array, u: jax.Array) -> jax.Array:
-        """`sum_n x_tn u_in decay_tin` under the mask, `[C, C]`, for x, u `[C, n]`."""
-        to_block, from_block, within = self._factors()
-        count, size, n = from_block.shape
-        x, u = (_pad(z, count * size) for z in (x, u))
-        x_blocks, u_blocks = (z.reshape(count, size, n) for z in (x, u))
-        far = jnp.einsum("btn,bin->bti", x_blocks * from_block, u * to_block)
-        near = jnp.einsum("btn,bin,btin->bti", x_blocks, u_blocks, within)
-        pairs = far.reshape(count * size, -1) + _block_diagonal(near)
-        length = self.mask.shape[0]
-        return jnp.where(self.mask, pairs[:length, :length], 0.0)
+        """`sum_n x_tn u_in decay_tin` `[C, C]`, for x, u `[C, n]`."""
+        return channels.scores(x, u, self.log_decay, self.mask, self.lag)
 
     def weigh(self, s: jax.Array, d: jax.Array) -> jax.Array:
-        """`sum_i s_ti decay_tin d_in` under the mask, `[C, n]`, for s `[C, C]` and d `[C, n]`."""
-        to_block, from_block, within = self._factors()
-        count, size, n = from_block.shape
-        length, padded = self.mask.shape[0], count * size
-        s = _pad(jnp.pad(jnp.where(self.mask, s, 0.0), ((0, 0), (0, padded - length))), padded)
-        d = _pad(d, padded)
-        s = s.reshape(count, size, padded)
-        far = from_block * jnp.einsum("bti,bin->btn", s, d * to_block)
-        own = jnp.einsum(
-            "btci,bc->bti", s.reshape(count, size, count, size), jnp.eye(count, dtype=s.dtype)
-        )
-        near = jnp.einsum("bti,bin,btin->btn", own, d.reshape(count, size, n), within)
-        return (far + near).reshape(padded, n)[:length]
+        """`sum_i s_ti decay_tin d_in` `[C, n]`, for s `[C, C]` and d `[C, n]`."""
+        return channels.weigh(s, d, self.log_decay, self.mask, self.lag)
 
     def last(self) -> jax.Array:
         """The decays up to the chunk's end, `[C, n]`."""
         length = self.log_decay.shape[0]
         after = jnp.triu(jnp.ones((length, length), self.log_decay.dtype), 1)
         return jnp.where(self.mask[-1][:, None], jnp.exp(after @ self.log_decay), 0.0)
-
-
-def _pad(x: jax.Array, length: int) -> jax.Array:
-    return jnp.pad(x, ((0, length - x.shape[0]), (0, 0)))
-
-
-def _block_diagonal(blocks: jax.Array) -> jax.Array:
-    """`[n, R, R]` on the diagonal of `[n R, n R]`."""
-    count, size, _ = blocks.shape
-    eye = jnp.eye(count, dtype=blocks.dtype)
-    return jnp.einsum("bti,bc->btci", blocks, eye).reshape(count * size, count * size)
 
 
 class Coefficients(NamedTuple):

@@ -134,8 +134,9 @@ def _algorithm(memory) -> Iterator[str]:
         )
     if algorithm.needs_exact and algorithm.normalized:
         yield f"{name} sets its own step: choose normalized=False."
-    if algorithm.lift is not None and (retention.gates or isinstance(algorithm, Momentum)):
+    plain = retention.identity and not retention.gates and not isinstance(algorithm, Momentum)
+    if algorithm.lift is not None and not plain:
         yield (
             "A lift scales the sum of a chunk's steps, which must be plain: choose a retention "
-            "without decay and no momentum."
+            "without link or decay, and no momentum."
         )

@@ -19,16 +19,23 @@ from miras_jax.memory import (
     ElasticNet,
     Gate,
     Huber,
+    Implicit,
     KLDivergence,
+    L2Decay,
+    Logit,
     Lp,
     Lq,
+    Memory,
+    Momentum,
+    NormalEquations,
+    Retention,
     Robust,
     Sphere,
     log_decay,
 )
 from miras_jax.memory.architecture import Layer, conjugate_gradients
 from miras_jax.memory.chunk_algorithm import newton_schulz
-from tests.cases import K, close
+from tests.cases import CHUNK, B, H, K, T, case, close, memory_of, read, weigh
 
 pytestmark = pytest.mark.usefixtures("x64")
 EXACT = 1e-12
@@ -292,7 +299,7 @@ def test_gates_keep_their_range_and_start_at_their_initial_values(gate):
 
 
 def test_further_inputs_are_no_gates():
-    """ "identity" leaves a vector as it is, "unit" gives it norm 1; a zero vector stays zero."""
+    """Identity leaves a vector as it is, unit gives it norm 1; a zero vector stays zero."""
     x = normal(3, K).at[1].set(0.0)
     assert jnp.array_equal(Gate("value", "identity").activate(x), x)
     unit = Gate("key", "unit").activate(x)
@@ -300,3 +307,118 @@ def test_further_inputs_are_no_gates():
     # 1e-6 is added to the square.
     assert jnp.allclose(norms, jnp.asarray([1.0, 0.0, 1.0]), atol=1e-5)
     assert not Gate("key", "unit").initial_logits(K).any()
+
+
+# In a memory, token by token as printed
+
+
+@pytest.mark.parametrize("anchor", ["zero", "initial"])
+def test_kl_on_logits_is_the_printed_softmax(anchor):
+    """W_t = c softmax(alpha log W_{t-1} - eta grad) token by token (Miras Eq. 27), for a matrix.
+
+    Towards the start it is the same with log(W / W_0) in place of log W.
+    """
+    memory = Memory(retention=KL(decay=log_decay(), anchor=anchor), chunk_size=1, read="chunk")
+
+    def step(w, alpha, eta_g):
+        return K * jax.nn.softmax(alpha * jnp.log(w) - eta_g, axis=-2)
+
+    _check_printed(memory, jnp.ones((B, H, K, K)), step)  # c = inputs: every entry starts at 1
+
+
+def test_logit_link_is_the_printed_sigmoid():
+    """W_t = sigmoid(alpha logit(W_{t-1}) - eta grad) token by token (Miras section 4), alpha = 1
+    as printed."""
+    memory = Memory(retention=Logit(decay=log_decay()), chunk_size=1, read="chunk")
+
+    def step(w, alpha, eta_g):
+        return jax.nn.sigmoid(alpha * jax.scipy.special.logit(w) - eta_g)
+
+    _check_printed(memory, jnp.full((B, H, K, K), 0.5), step)
+
+
+def _check_printed(memory, w, step):
+    """The weights of a matrix with l2 after all tokens, by a recurrence on the weights."""
+    c = case(memory)
+    _, state = read(memory, c.params, c.inputs)
+    for t in range(T):
+        k, v = c.inputs["k"][:, t], c.inputs["v"][:, t]
+        g = jnp.einsum("bhk,bhv->bhkv", k, jnp.einsum("bhk,bhkv->bhv", k, w) - v)
+        alpha = jnp.exp(c.inputs["log_decay"][:, t])[..., None, None]
+        w = step(w, alpha, c.inputs["step"][:, t][..., None, None] * g)
+    link, layer = memory.retention.link, memory.layers(K, K)["memory"]
+    close(link(state.weights["memory"], jnp.zeros((K, K)), layer), w, rtol=EXACT)
+
+
+def test_gradient_of_momentum_at_zero():
+    """Products of momenta may contain zeros: their gradient is still the difference quotient."""
+    memory = Memory(
+        architecture=MLP(),
+        retention=L2Decay(),
+        algorithm=Momentum(normalized=True),
+        chunk_size=CHUNK,
+    )
+    c = case(memory)
+    direction = jnp.asarray(np.random.default_rng(0).uniform(size=(B, T, H)))
+
+    def loss(scale):
+        y, _ = read(memory, c.params, {**c.inputs, "momentum": scale * direction})
+        return weigh(y)
+
+    gradient = jax.grad(loss)(0.0)
+    # Central differences at 1e-5: the error is their third derivative's, 1e-10.
+    numeric = (loss(1e-5) - loss(-1e-5)) / 2e-5
+    assert abs(gradient - numeric) <= 1e-7 * abs(numeric)
+
+
+def test_implicit_step_minimises_what_it_says():
+    """The gradient of |S - S'|^2 + eta |k S - v|^2 is zero at the memory after the token."""
+    memory = Memory(algorithm=Implicit(), chunk_size=CHUNK)
+    c = case(memory, tokens=2)
+    (_, before), (_, after) = (read(memory, c.params, c.slice(0, n)) for n in (1, 2))
+    k, v, step = (c.inputs[n][:, 1] for n in ("k", "v", "step"))
+
+    def objective(s):
+        residual = jnp.einsum("bhk,bhkv->bhv", k, s) - v
+        moved = s - before.weights["memory"]
+        return jnp.sum(moved**2) + jnp.sum(step[..., None] * residual**2)
+
+    gradient = jax.grad(objective)(after.weights["memory"])
+    assert jnp.abs(gradient).max() <= EXACT
+
+
+def test_decay_of_both_axes_is_a_product():
+    """exp(f_i) exp(z_j) on every entry, for Retention(decay, value_decay) written out."""
+    memory = Memory(
+        bias=DotProduct(),
+        retention=Retention(decay=log_decay("key"), value_decay=log_decay("value")),
+        chunk_size=CHUNK,
+    )
+    c = case(memory)
+    _, state = read(memory, c.params, c.inputs)
+    s = jnp.zeros((B, H, K, K))
+    for t in range(T):
+        k, v, step, f, z = (
+            c.inputs[n][:, t] for n in ("k", "v", "step", "log_decay", "log_value_decay")
+        )
+        kept = jnp.exp(f[..., :, None] + z[..., None, :]) * s
+        s = kept + step[..., None, None] * k[..., :, None] * v[..., None, :]
+    close(state.weights["memory"], s, rtol=EXACT)
+
+
+def test_normal_equations_solve_the_ridge_regression():
+    """y = q (H + diag(ridge))^-1 S with H and S the decayed sums, directly."""
+    memory = memory_of("mesanet", architecture=NormalEquations(iterations=2 * K))
+    c = case(memory)
+    y, _ = read(memory, c.params, c.inputs)
+    h = s = jnp.zeros((B, H, K, K))
+    for t in range(T):
+        q, k, v, ridge, step, log = (
+            c.inputs[n][:, t] for n in ("q", "k", "v", "ridge", "step", "log_decay")
+        )
+        rho, step = (x[..., None, None] for x in (jnp.exp(log), step))
+        h = rho * h + step * k[..., :, None] * k[..., None, :]
+        s = rho * s + step * k[..., :, None] * v[..., None, :]
+        x = jnp.linalg.solve(h + ridge[..., None] * jnp.eye(K), q[..., None])
+        # Conjugate gradients stop improving at the condition number's multiple of the rounding.
+        close(y[:, t], jnp.einsum("bhk,bhkv->bhv", x[..., 0], s), rtol=1e-9)
