@@ -42,7 +42,7 @@ lint: $(READY)  ## Check style and formatting
 	$(BIN)/ruff format --check .
 
 bench: $(READY)  ## Time the memories on this machine
-	$(BIN)/python experiments/bench_memory.py
+	$(BIN)/python experiments/bench_memory.py --out docs/results/memories.md
 
 docs: $(READY)  ## Run every snippet of the README and the guides
 	$(BIN)/python -m pytest tests/test_docs.py
