@@ -11,7 +11,15 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import PartitionSpec as P
 
-from miras_jax.memory import Attention, AttentionState, Parameters, State, memorize
+from miras_jax.memory import (
+    Attention,
+    AttentionState,
+    Diagnostics,
+    Memory,
+    Parameters,
+    State,
+    memorize,
+)
 from miras_jax.memory.window import WindowState
 from miras_jax.nn import partition
 from miras_jax.nn.config import ModelConfig
@@ -37,10 +45,13 @@ class LayerState:
       convolution: the last inputs of each convolution by name, `[B, width - 1, channels]`, and of
         the token shift as "shift", `[B, 1, dim]`; empty without either.
       memory: the memory's state.
+      diagnostics: what the inner loop did at the tokens of the call, `[B, T, H]`, where the context
+        asked for it; the next call does not read it.
     """
 
     convolution: dict[str, jax.Array]
     memory: State | AttentionState | WindowState
+    diagnostics: Diagnostics | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,12 +63,15 @@ class Context:
       segment_ids: int `[B, T]`, or None for one document.
       document: int `[B, T]`, documents counted from the one of the state; None as above.
       layer: int, the index of the layer that is called, 0 .. depth - 1.
+      diagnose: memories with an inner loop also say what it did, in their layer's state; they run
+        their recurrent form then.
     """
 
     positions: jax.Array
     segment_ids: jax.Array | None
     document: jax.Array | None
     layer: jax.Array | int = 0
+    diagnose: bool = False
 
 
 class MemoryLayer(nnx.Module):
@@ -160,10 +174,11 @@ class MemoryLayer(nnx.Module):
                 "or leave `streams` out to have the memory's own."
             )
         gates = {name: inputs[name] for name in self.memory.gates}
-        y, memory = self._memorize(q, k, v, gates, state, context.segment_ids)
+        y, memory, diagnostics = self._memorize(q, k, v, gates, state, context)
         norm = self.output_norm if options.output_norm else lambda y: y
         y = options.finish(y, inputs, norm)
-        return self.output(y.reshape(*x.shape[:2], -1)), LayerState(before, memory)
+        y = self.output(y.reshape(*x.shape[:2], -1))
+        return y, LayerState(before, memory, diagnostics)
 
     def _place(self, x: jax.Array, state: LayerState | None) -> jax.Array:
         """Each token's place in its chunk `[B, T]`; the grid of chunks is the row's."""
@@ -210,19 +225,21 @@ class MemoryLayer(nnx.Module):
             inputs["gate"] = gate.reshape(*x.shape[:2], heads, -1)
         return inputs, after
 
-    def _memorize(self, q, k, v, gates, state, segment_ids):
-        """`memorize`, each shard of the mesh with its own rows and heads."""
+    def _memorize(self, q, k, v, gates, state, context):
+        """`memorize`, each shard of the mesh with its own rows and heads; the third result is the
+        diagnostics or None."""
+        diagnose = context.diagnose and isinstance(self.memory, Memory)
 
         def run(parameters, q, k, v, gates, memory, segment_ids):
             heads = dataclasses.replace(parameters, heads=q.shape[2])
-            return memorize(
-                self.memory, heads, q, k, v, gates, state=memory, segment_ids=segment_ids
-            )
+            options = {"state": memory, "segment_ids": segment_ids, "diagnostics": diagnose}
+            y, after, *said = memorize(self.memory, heads, q, k, v, gates, **options)
+            return y, after, said[0] if diagnose else None
 
-        args = (self.parameters, q, k, v, gates, state and state.memory, segment_ids)
+        args = (self.parameters, q, k, v, gates, state and state.memory, context.segment_ids)
         if jax.sharding.get_abstract_mesh().empty:
             return run(*args)
-        _, after = jax.eval_shape(run, *args)
+        _, after, _ = jax.eval_shape(run, *args)
         tokens = P(partition.BATCH, None, "tensor")
         in_specs = (
             P("tensor"),
@@ -230,9 +247,8 @@ class MemoryLayer(nnx.Module):
             state_specs(args[5]),
             P(partition.BATCH),
         )
-        return jax.shard_map(
-            run, in_specs=in_specs, out_specs=(tokens, state_specs(after)), check_vma=False
-        )(*args)
+        out_specs = (tokens, state_specs(after), tokens)
+        return jax.shard_map(run, in_specs=in_specs, out_specs=out_specs, check_vma=False)(*args)
 
 
 def state_specs(state: State | AttentionState | WindowState | None):

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from miras_jax.memory import Diagnostics, Memory
 from miras_jax.memory.segments import document_starts
 from miras_jax.nn import partition
 from miras_jax.nn.config import ModelConfig
@@ -133,12 +134,53 @@ class LanguageModel(nnx.Module):
         Returns:
           logits float32 `[B, T, vocab_size]`, and the state after the last token.
         """
+        embedding = partition.gather({"embedding": self.embedding[...]})["embedding"]
+        x, state = self._mix(embedding, tokens, state, segment_ids)
+        x = self.final_norm(x)
+        if self.config.tie_embeddings:
+            output = embedding.T
+        else:
+            output = partition.gather({"head": self.head})["head"].kernel[...]
+        logits = jnp.matmul(x, output.astype(x.dtype), preferred_element_type=jnp.float32)
+        return logits, state
+
+    def diagnose(
+        self,
+        tokens: jax.Array,
+        state: ModelState | None = None,
+        segment_ids: jax.Array | None = None,
+    ) -> Diagnostics:
+        """What the inner loops of all memories do while they read; the arguments as in a call.
+
+        Reads token by token (the recurrent form), which takes longer than a call; the memories are
+        the same up to rounding. On a mesh B must be a multiple of data x fsdp, as everywhere.
+
+        Returns:
+          arrays `[layers, B, T, H]`, a layer for every block that has a memory with an inner loop.
+
+        Raises:
+          NotImplementedError: the model's memory is attention, which has none.
+        """
+        if not isinstance(self.config.build_memory(), Memory):
+            raise NotImplementedError(
+                f"{self.config.memory} keeps pairs and has no inner loop to diagnose; diagnose a "
+                "model whose memory learns, such as yaad."
+            )
+        embedding = partition.gather({"embedding": self.embedding[...]})["embedding"]
+        _, after = self._mix(embedding, tokens, state, segment_ids, diagnose=True)
+        layers = after.layers
+        while not isinstance(layers, LayerState):
+            layers = layers.memory
+        return layers.diagnostics
+
+    def _mix(self, embedding, tokens, state, segment_ids, diagnose=False):
+        """All blocks: the residual stream `[B, T, dim]` and the state after the last token."""
         batch, total = tokens.shape
         position = jnp.zeros(batch, jnp.int32) if state is None else state.position
         segment = jnp.full(batch, -1, jnp.int32) if state is None else state.segment
         resets, segment = document_starts(segment_ids, segment)
         context = _context(position, total, segment_ids, resets)
-        dtype = jnp.dtype(self.config.dtype)
+        context = dataclasses.replace(context, diagnose=diagnose)
 
         def block(x, layer):
             weights, before, index = layer
@@ -148,18 +190,11 @@ class LanguageModel(nnx.Module):
 
         if self.config.remat:
             block = jax.checkpoint(block, prevent_cse=False)
-        embedding = partition.gather({"embedding": self.embedding[...]})["embedding"]
-        x = embedding[tokens].astype(dtype)
+        x = embedding[tokens].astype(jnp.dtype(self.config.dtype))
         x = partition.constrain(x, partition.BATCH)
         indices = jnp.arange(len(jax.tree.leaves(self.blocks)[0]))
         x, layers = jax.lax.scan(block, x, (self.blocks, state and state.layers, indices))
-        x = self.final_norm(x)
-        if self.config.tie_embeddings:
-            output = embedding.T
-        else:
-            output = partition.gather({"head": self.head})["head"].kernel[...]
-        logits = jnp.matmul(x, output.astype(dtype), preferred_element_type=jnp.float32)
-        return logits, ModelState(layers, context.positions[:, -1] + 1, segment)
+        return x, ModelState(layers, context.positions[:, -1] + 1, segment)
 
 
 def _context(

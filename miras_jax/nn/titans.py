@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import PartitionSpec as P
 
-from miras_jax.memory import State, recall
+from miras_jax.memory import Diagnostics, State, recall
 from miras_jax.nn import partition
 from miras_jax.nn.config import ModelConfig
 from miras_jax.nn.layers import linear, unit
@@ -152,17 +152,22 @@ class MemoryAsContext(nnx.Module):
 
         def block(state, tokens):
             y, state = self._block(*tokens, state, context)
-            return state, y
+            # Of the block alone: it goes out with y, not on to the next block.
+            return _replace(state, None), (y, state.memory.diagnostics)
 
         def split(z):
             return jnp.moveaxis(z[:, :whole].reshape(batch, -1, size, *z.shape[2:]), 1, 0)
 
-        state, y = jax.lax.scan(block, state, jax.tree.map(split, tokens))
-        y = jnp.moveaxis(y, 0, 1).reshape(batch, whole, -1)
+        def join(z):
+            return jnp.moveaxis(z, 0, 1).reshape(batch, whole, *z.shape[3:])
+
+        state, said = jax.lax.scan(block, state, jax.tree.map(split, tokens))
+        said = jax.tree.map(join, said)
         if whole < total:
             state, rest = block(state, jax.tree.map(lambda z: z[:, whole:], tokens))
-            y = jnp.concatenate([y, rest], axis=1)
-        return y, state
+            said = jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis=1), said, rest)
+        y, diagnostics = said
+        return y, _replace(state, diagnostics)
 
     def _block(self, x, positions, segment_ids, resets, state, context):
         """Tokens within a segment: recall, attend, learn what attention gives."""
@@ -228,6 +233,11 @@ class MemoryAsContext(nnx.Module):
         heads = P(partition.BATCH, None, "tensor")
         specs = (P("tensor"), state_specs(state), heads)
         return jax.shard_map(run, in_specs=specs, out_specs=heads, check_vma=False)(*args)
+
+
+def _replace(state: SegmentState, diagnostics: Diagnostics | None) -> SegmentState:
+    memory = dataclasses.replace(state.memory, diagnostics=diagnostics)
+    return dataclasses.replace(state, memory=memory)
 
 
 def _resets(document: jax.Array | None) -> jax.Array | None:

@@ -352,12 +352,7 @@ def _check_printed(memory, w, step):
 
 def test_gradient_of_momentum_at_zero():
     """Products of momenta may contain zeros: their gradient is still the difference quotient."""
-    memory = Memory(
-        architecture=MLP(),
-        retention=L2Decay(),
-        algorithm=Momentum(normalized=True),
-        chunk_size=CHUNK,
-    )
+    memory = Memory(retention=L2Decay(), algorithm=Momentum(), chunk_size=CHUNK, gradient="chunk")
     c = case(memory)
     direction = jnp.asarray(np.random.default_rng(0).uniform(size=(B, T, H)))
 
