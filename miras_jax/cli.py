@@ -1,4 +1,4 @@
-"""The command line: `miras train`, `miras generate`, `miras zoo`.
+"""The command line: `miras train`, `miras generate`, `miras inspect`, `miras zoo`.
 
 What is wrong with a request is said in one line on stderr, with exit code 2; a traceback is a bug
 of the library. JAX is imported by the commands that need it, so that `--help` answers at once.
@@ -116,7 +116,31 @@ def parser() -> Parser:
     )
     command.set_defaults(run=generate)
 
-    command = commands.add_parser("zoo", help="list the models", **style)
+    command = commands.add_parser(
+        "inspect", help="show what a trained model's memories do along a text", **style
+    )
+    command.description = (
+        "Reads a text with a trained model and draws what the inner loop of every layer does: loss"
+        " of each pair before and after it is learned, size of the step, norm of the memory,"
+        " retention and step."
+    )
+    command.add_argument(
+        "checkpoint", metavar="CHECKPOINT", help="folder of a run or of one of its checkpoints"
+    )
+    command.add_argument("--text", metavar="FILE", required=True, help="UTF-8 text to read")
+    command.add_argument("--out", metavar="PNG", default="inspect.png", help="picture to write")
+    command.add_argument(
+        "--tokens", type=_at_least(1, int), default=2048, help="tokens to read, from the start"
+    )
+    command.add_argument(
+        "--experiment",
+        metavar="EXPERIMENT.py",
+        help="file to run first, where it registers the model",
+    )
+    command.set_defaults(run=inspect)
+
+    command = commands.add_parser("zoo", help="list the models, or describe one", **style)
+    command.add_argument("name", nargs="?", metavar="NAME", help="the model to describe")
     command.set_defaults(run=zoo)
     return top
 
@@ -190,24 +214,64 @@ def generate(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def inspect(arguments: argparse.Namespace) -> int:
+    """`miras inspect`."""
+    import numpy as np
+
+    from miras_jax import inspection
+    from miras_jax.data import ByteTokenizer
+    from miras_jax.training.checkpoint import load_model
+    from miras_jax.training.errors import UserError
+
+    inspection.check_plotting()
+    with open(arguments.text, encoding="utf-8", newline="") as file:
+        try:
+            text = file.read(arguments.tokens)  # a token is a byte, a character one or more
+        except UnicodeDecodeError:
+            raise UserError(f"--text {arguments.text} is not UTF-8 text") from None
+    if not text:
+        raise UserError(f"--text {arguments.text} holds no text")
+    if arguments.experiment:
+        load_experiment(arguments.experiment)
+    model, _ = load_model(arguments.checkpoint)
+    tokens = np.asarray(ByteTokenizer().encode(text)[: arguments.tokens], np.int32)
+    diagnostics = inspection.read(model, tokens)
+    title = f"{model.config.memory} reads {len(tokens):,} tokens of {os.path.basename(arguments.text)}"
+    inspection.draw(diagnostics, title, arguments.out)
+    _print_table(inspection.table(diagnostics))
+    print(f"picture: {arguments.out}")
+    return 0
+
+
 def zoo(arguments: argparse.Namespace) -> int:
     """`miras zoo`."""
-    from rich.console import Console
     from rich.table import Table
 
     from miras_jax import zoo as models
 
+    if arguments.name is not None:
+        return describe(arguments.name)
     columns = "name architecture bias retention algorithm gates forms source".split()
     table = Table(box=None, pad_edge=False)
     for column in columns:
         table.add_column(column, no_wrap=column == "name")
     for row in models.table():
         table.add_row(*(getattr(row, column) for column in columns))
-    # In a pipe every model keeps to one line, however long.
-    console = Console(width=None if sys.stdout.isatty() else 200)
-    with console.capture() as text:
-        console.print(table)
-    print(text.get(), end="")  # rich would end the process with 1 where nobody reads
+    _print_table(table)
+    return 0
+
+
+def describe(name: str) -> int:
+    """`miras zoo NAME`."""
+    from miras_jax import describe as words
+
+    try:
+        text = words.describe(name)
+    except ValueError as error:
+        from miras_jax.training.errors import UserError
+
+        raise UserError(str(error)) from error
+    print(text)
     return 0
 
 
@@ -235,6 +299,16 @@ def load_experiment(path: str):
         )
         raise UserError(f"{path} {found}; it must say config = TrainConfig(...)")
     return config
+
+
+def _print_table(table) -> None:
+    """Prints a rich table; in a pipe every row keeps to one line, up to 200 columns."""
+    from rich.console import Console
+
+    console = Console(width=None if sys.stdout.isatty() else 200)
+    with console.capture() as text:
+        console.print(table)
+    print(text.get(), end="")  # rich would end the process with 1 where nobody reads
 
 
 def _program() -> list[str]:

@@ -171,7 +171,8 @@ class NormalEquations(Architecture):
     derivative is that of the exact solution.
 
     Attributes:
-      iterations: steps of conjugate gradients; K of them are exact but for rounding.
+      iterations: the most steps of conjugate gradients; K of them are exact but for rounding, and
+        no more are taken than rounding lets matter.
     """
 
     iterations: int = 30
@@ -354,13 +355,19 @@ def conjugate_gradients(
     def ratio(a, b):
         return jnp.where(b > 0, a / jnp.where(b > 0, b, 1.0), 0.0)  # a solved row stays
 
-    def iterate(_, carry):
-        x, residual, direction, square = carry
+    def unfinished(carry):
+        done, *_, square = carry
+        return (done < iterations) & jnp.any(square > enough)
+
+    def iterate(carry):
+        done, x, residual, direction, square = carry
         moved = product(direction)
         length = ratio(square, dot(direction, moved))
         x, residual = x + length * direction, residual - length * moved
         after = dot(residual, residual)
-        return x, residual, residual + ratio(after, square) * direction, after
+        return done + 1, x, residual, residual + ratio(after, square) * direction, after
 
-    x, *_ = jax.lax.fori_loop(0, iterations, iterate, (jnp.zeros_like(b), b, b, dot(b, b)))
+    square = dot(b, b)
+    enough = jnp.finfo(b.dtype).eps ** 2 * square  # a residual that rounding would leave
+    _, x, *_ = jax.lax.while_loop(unfinished, iterate, (0, jnp.zeros_like(b), b, b, square))
     return x

@@ -15,6 +15,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+
+from miras_jax.memory.triangular import KEPT
 
 BLOCK = 4
 """R. Pairs within a block cost R numbers a token and channel, pairs across blocks C / R."""
@@ -167,7 +170,7 @@ def _einsum(equation, *operands):
 
 def _scores_forward(x, u, log_decay, mask, lag):
     b = blocks(log_decay, lag)
-    return _scores(b, x, u, mask), (b, x, u, mask)
+    return checkpoint_name(_scores(b, x, u, mask), KEPT), (b, x, u, mask)
 
 
 def _scores_backward(lag, saved, ds):
@@ -179,7 +182,7 @@ def _scores_backward(lag, saved, ds):
 
 def _weigh_forward(s, d, log_decay, mask, lag):
     b, s = blocks(log_decay, lag), jnp.where(mask, s, 0.0)
-    y = _weigh(b, s, d)
+    y = checkpoint_name(_weigh(b, s, d), KEPT)
     return y, (b, s, d, y, mask)
 
 

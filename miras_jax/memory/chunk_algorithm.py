@@ -96,8 +96,9 @@ class Optax(ChunkDescent):
     g_t` (with a chunk of one token: to every token's).
 
     Attributes:
-      transformation: for instance `optax.adam(1e-2)`. Make it once and keep it: two that were
-        made apart count as different, and compile apart.
+      transformation: for instance `optax.adam(1e-2, eps_root=1e-8)`; with a root of a second moment
+        that may be zero give it an `eps_root`, or the outer gradient is not a number there. Make it
+        once and keep it: two that were made apart count as different, and compile apart.
     """
 
     transformation: optax.GradientTransformation

@@ -12,14 +12,13 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-from jax.ad_checkpoint import checkpoint_name
 
 from miras_jax.memory import coefficients as co
 from miras_jax.memory import layer as la
 from miras_jax.memory.commit import commit, tally
 from miras_jax.memory.head import Chunk, Head, choose, inner_steps
 from miras_jax.memory.memory import Memory, Weights
-from miras_jax.memory.triangular import solve_unit_lower
+from miras_jax.memory.triangular import KEPT, solve_unit_lower
 
 
 def chunk_step(
@@ -187,9 +186,7 @@ def _exact_gradients(memory, layer, chunk: Chunk, u, start: la.LayerMemory, c):
     earlier = c.before_write() if memory.retention.decay_first else c.before(chunk.reset)
     recalled = la.read_start(layer, address, start, earlier, chunk.reset is not None)
     coupling = la.scores(address, u, earlier)
-    return checkpoint_name(
-        solve_unit_lower(curvature * coupling, curvature * recalled - chunk.v), "kept"
-    )
+    return solve_unit_lower(curvature * coupling, curvature * recalled - chunk.v)
 
 
 def chunked(
@@ -222,7 +219,10 @@ def _split(x: jax.Array, length: int) -> jax.Array:
     return x.reshape(x.shape[0] // length, length, *x.shape[1:])
 
 
-_KEEP = jax.checkpoint_policies.save_only_these_names("kept")
+def _keep(primitive, *_, name: str = "", **__) -> bool:
+    """What the backward pass keeps besides the states at the starts of the chunks, instead of
+    computing it again: the little that is dear."""
+    return name == KEPT or primitive.name == "custom_linear_solve"
 
 
 def _on_grid(memory, initial, head, tokens):
@@ -231,8 +231,9 @@ def _on_grid(memory, initial, head, tokens):
     whole = total - total % size
     head, ys = head._replace(start=None), []
 
-    # The backward pass keeps the states at the starts of the chunks and recomputes their insides.
-    @partial(jax.checkpoint, prevent_cse=False, static_argnums=2, policy=_KEEP)
+    # The backward pass keeps the states at the starts of the chunks and recomputes their insides,
+    # but for what `_keep` names.
+    @partial(jax.checkpoint, prevent_cse=False, static_argnums=2, policy=_keep)
     def body(head, chunk, complete):
         return chunk_step(memory, initial, head, chunk, complete)
 
@@ -268,5 +269,5 @@ def _off_grid(memory, initial, head, tokens, phase):
         return after._replace(start=choose(chunk.live[-1], after.weights, start)), y
 
     chunks = jax.tree.map(lambda x: _split(place(x), size), tokens)
-    head, y = jax.lax.scan(jax.checkpoint(body, prevent_cse=False, policy=_KEEP), head, chunks)
+    head, y = jax.lax.scan(jax.checkpoint(body, prevent_cse=False, policy=_keep), head, chunks)
     return head, jax.lax.dynamic_slice_in_dim(y.reshape(count * size, -1), phase, total)

@@ -82,8 +82,9 @@ def _architecture(memory) -> Iterator[str]:
     starts_at_zero = any(x.std is None or x.std == 0 for x in layers.values() if not x.frozen)
     if retention.needs_start and starts_at_zero:
         yield (
-            f"{retention} scales by the norm of the start, and {architecture} starts at zero: "
-            "choose an architecture with a learned start."
+            f"{type(retention).__name__} scales by the norm of the start, and "
+            f"{type(architecture).__name__} starts at zero: choose an architecture with a "
+            "learned start."
         )
     unknown = sorted(set(algorithm.layer_steps) - set(layers))
     if unknown:
@@ -104,8 +105,8 @@ def _retention(memory) -> Iterator[str]:
     retention, algorithm = memory.retention, memory.algorithm
     if memory.read == "token" and not retention.scalar_link:
         yield (
-            f"{retention} has a link that is no multiple of the accumulator, so a chunk "
-            "cannot read between its writes: choose read='chunk' or 'commit'."
+            f"{type(retention).__name__} has a link that is no multiple of the accumulator, so a "
+            "chunk cannot read between its writes: choose read='chunk' or 'commit'."
         )
     if retention.decay_first and not memory.exact:
         yield (

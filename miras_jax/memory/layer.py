@@ -14,7 +14,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.ad_checkpoint import checkpoint_name
 
 from miras_jax.memory import coefficients as co
 from miras_jax.memory.architecture import Layer
@@ -179,7 +178,7 @@ def scores(x: jax.Array, u: jax.Array, c: LayerCoefficients) -> jax.Array:
     if c.inputs is None:
         s = x @ u.T
     elif isinstance(c.inputs.write, Channels):
-        s = checkpoint_name(c.inputs.write.scores(x, u), "kept")
+        s = c.inputs.write.scores(x, u)
     else:
         s = jnp.einsum("tc,ic,tic->ti", x, u, c.inputs.write)
     return s if _per_output(pairs) else s * pairs[..., 0]

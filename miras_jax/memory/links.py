@@ -251,8 +251,10 @@ class ElasticNet(Retention):
 
     def shrink(self, z: jax.Array) -> jax.Array:
         """S, elementwise."""
+        if self.threshold == 0:
+            return z
         size = jnp.abs(z)
-        if self.kind == "hard" or self.threshold == 0:
+        if self.kind == "hard":
             return jnp.where(size > self.threshold, z, 0.0)
         if self.kind == "soft":
             return jnp.sign(z) * jnp.maximum(size - self.threshold, 0.0)

@@ -197,7 +197,7 @@ class Memory:
             weights = given("weights", weights)
         holds_momentum = "momentum" in self.algorithm.gates
         if momentum is not None and not holds_momentum:
-            raise ValueError(f"{self.algorithm} has no momentum to begin from.")
+            raise ValueError(f"{type(self.algorithm).__name__} has no momentum to begin from.")
         if momentum is not None:
             momentum = given("momentum", momentum)
         else:

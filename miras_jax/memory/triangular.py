@@ -8,10 +8,15 @@ collectives of emulated devices.
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 BLOCK = 16
 """Rows that are inverted by substitution, one after the other; larger blocks mean fewer products
 but more steps."""
+
+
+KEPT = "kept"
+"""Name of what a backward pass should keep rather than compute again (`jax.checkpoint`)."""
 
 
 @jax.custom_jvp
@@ -33,7 +38,7 @@ def _derivative(primals, tangents):
     # (I + L) x = b gives (I + L) x' = b' - L' x; the transpose of the solve is its gradient.
     (lower, b), (lower_dot, b_dot) = primals, tangents
     blocks = _blocks(lower)
-    x = _solve(*blocks, b)
+    x = checkpoint_name(_solve(*blocks, b), KEPT)
     return x, _solve(*blocks, b_dot - _product(jnp.tril(lower_dot, -1), x))
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 
+from miras_jax.memory import Memory
 from miras_jax.nn import ModelConfig
 from miras_jax.training.errors import UserError
 
@@ -86,10 +87,14 @@ class CheckpointConfig:
 
 @dataclasses.dataclass(frozen=True)
 class LogConfig:
-    """When metrics are written."""
+    """When metrics are written, and which."""
 
     every: int = 10
     """Steps between records in metrics.jsonl; the first and the last step are always written."""
+    diagnostics_every: int = 0
+    """Steps between records of what the inner loops of the memories do; 0 writes none."""
+    diagnostics_tokens: int = 256
+    """Tokens, the first of a batch's first row, over which they are taken."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,6 +139,7 @@ def validate(config: TrainConfig) -> None:
         "checkpoint.every": config.checkpoint.every,
         "checkpoint.keep": config.checkpoint.keep,
         "log.every": config.log.every,
+        "log.diagnostics_tokens": config.log.diagnostics_tokens,
     }
     for name, count in counts.items():
         if count is not None and count < 1:
@@ -154,9 +160,16 @@ def validate(config: TrainConfig) -> None:
     for name, seed in (("seed", config.seed), ("data.seed", data.seed)):
         if not 0 <= seed < 2**32:
             raise UserError(f"{name} must be at least 0 and below {2**32}, got {seed}")
-    if config.evaluation.sample_tokens < 0:
+    for name, count in (
+        ("evaluation.sample_tokens", config.evaluation.sample_tokens),
+        ("log.diagnostics_every", config.log.diagnostics_every),
+    ):
+        if count < 0:
+            raise UserError(f"{name} must not be negative, got {count}")
+    if config.log.diagnostics_every and not isinstance(model.build_memory(), Memory):
         raise UserError(
-            f"evaluation.sample_tokens must not be negative, got {config.evaluation.sample_tokens}"
+            f"log.diagnostics_every is for memories that learn, but {model.memory} keeps pairs and"
+            f" has no inner loop; it must be 0, got {config.log.diagnostics_every}"
         )
     if data.batch_size % (parts := mesh.data * mesh.fsdp * config.accumulation):
         raise UserError(

@@ -25,6 +25,7 @@ from miras_jax.nn.partition import BATCH
 from miras_jax.training import checkpoint
 from miras_jax.training.compiled import keep_compiled
 from miras_jax.training.config import DataConfig, TrainConfig, validate
+from miras_jax.training.diagnostics import make_diagnosis
 from miras_jax.training.errors import DivergedError, StoppedError, UserError
 from miras_jax.training.metrics import Monitor, Record, read_records
 from miras_jax.training.optimizer import learning_rate, make_optimizer
@@ -106,6 +107,7 @@ def train(
         # The backward pass takes twice the products of the forward pass.
         training_flops = 3 * config.model.flops_per_token(data.window)
         evaluate = make_evaluation(config, corpus, mesh)
+        diagnose = make_diagnosis(config, mesh)
         metadata = checkpoint.describe(config, corpus)
         monitor = stack.enter_context(
             Monitor(
@@ -130,6 +132,10 @@ def train(
                 if last or step % config.evaluation.every == 0:
                     monitor.drain()
                     monitor.evaluation(step, evaluate(state.params))
+                    monitor.pause()
+                if (every := config.log.diagnostics_every) and step % every == 0:
+                    monitor.drain()
+                    monitor.diagnosis(step, diagnose(state.params, tokens))
                     monitor.pause()
                 if last or stopping or checkpoints.should_save(step):
                     monitor.drain()

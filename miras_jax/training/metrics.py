@@ -18,7 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from miras_jax.training.errors import DivergedError
 
-Record = dict[str, int | float | str]
+Record = dict[str, int | float | str | list[float | None]]
 
 
 def read_records(path: pathlib.Path) -> list[Record]:
@@ -148,6 +148,16 @@ class Monitor:
         if bad:
             raise DivergedError(f"step {step}: {bad[0]} is {figures[bad[0]]}")
         self._write({"step": step, **figures})
+
+    def diagnosis(self, step: int, figures: Mapping[str, list[float]]) -> None:
+        """Writes figures by layer of the inner loops after `step`, to the file alone; null stands
+        for what is not finite."""
+        if self._file is not None:
+            lists = {
+                name: [x if math.isfinite(x) else None for x in layers]
+                for name, layers in figures.items()
+            }
+            self._file.write({"step": step, **lists})
 
     def say(self, line: str) -> None:
         """Prints a line above the progress bar, on the first process."""

@@ -15,7 +15,7 @@ STEP = Gate(initial=1.0, high=2.0)
 
 ROW = Row(
     name="delta_product",
-    memory=Memory(algorithm=SeveralSteps(step=STEP)),
+    memory=Memory(algorithm=SeveralSteps(step=STEP), chunk_size=16),
     architecture="matrix",
     bias="l2",
     retention="none",

@@ -18,6 +18,7 @@ ROW = Row(
         bias=DotProduct(),
         retention=Retention(decay=log_decay(per="key"), value_decay=log_decay(per="value")),
         algorithm=GradientDescent(step=None),
+        chunk_size=16,
     ),
     layer=LayerOptions(convolution=False, normalize=False, output_gate=False),
     architecture="matrix",

@@ -23,6 +23,7 @@ ROW = Row(
             *(Stream(name, gate) for name, gate in ALGORITHM.gates.items()),
         ),
         prepare=prepare,
+        chunk_size=16,
     ),
     architecture="matrix",
     bias="l2",

@@ -21,6 +21,7 @@ ROW = Row(
     memory=Memory(
         retention=L2Decay(per_key(per="key"), decay_first=True),
         algorithm=Decoupled(erase=ERASE, write=WRITE),
+        chunk_size=16,
     ),
     layer=LayerOptions(
         streams=(

@@ -19,7 +19,10 @@ DECAY = log_decay(per="key", initial=-math.log(2) / 16, high=1 / 16)
 ROW = Row(
     name="gla",
     memory=Memory(
-        bias=DotProduct(), retention=L2Decay(DECAY), algorithm=GradientDescent(step=None)
+        bias=DotProduct(),
+        retention=L2Decay(DECAY),
+        algorithm=GradientDescent(step=None),
+        chunk_size=16,
     ),
     layer=LayerOptions(key_expansion=0.5, convolution=False, normalize=False, scale_query=True),
     architecture="matrix",

@@ -32,6 +32,7 @@ ROW = Row(
         bias=DotProduct(),
         retention=L2Decay(log_decay(per="key")),
         algorithm=GradientDescent(step=None),
+        chunk_size=16,
     ),
     layer=LayerOptions(
         convolution=False,

@@ -20,6 +20,7 @@ ROW = Row(
     memory=Memory(
         retention=L2Decay(per_key(per="key"), decay_first=True),
         algorithm=GradientDescent(step=STEP),
+        chunk_size=16,
     ),
     layer=LayerOptions(
         streams=(

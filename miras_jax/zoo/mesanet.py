@@ -36,6 +36,7 @@ ROW = Row(
         bias=DotProduct(),
         retention=L2Decay(),
         algorithm=GradientDescent(step=STEP),
+        chunk_size=16,
     ),
     layer=LayerOptions(
         not_convolved=("value",),

@@ -50,7 +50,11 @@ def _learned(name: str) -> Stream:
 
 ROW = Row(
     name="rwkv7",
-    memory=Memory(retention=L2Decay(log_decay(per="key")), algorithm=Removal()),
+    memory=Memory(
+        retention=L2Decay(log_decay(per="key")),
+        algorithm=Removal(),
+        chunk_size=8,  # two inner steps a token
+    ),
     layer=LayerOptions(
         shift=True,
         convolution=False,

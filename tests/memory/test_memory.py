@@ -40,7 +40,7 @@ from miras_jax.memory import (
     memorize,
     recall,
 )
-from tests.cases import B, case, close, read
+from tests.cases import B, H, T, case, close, memory_of, read
 
 HALF = Gate()
 
@@ -288,3 +288,12 @@ def test_memories_of_separate_numbers_have_no_chunked_form():
     assert read(memory, c.params, c.inputs)[0].shape[0] == B
     with pytest.raises(NotImplementedError, match="it has recurrent"):
         read(memory, c.params, c.inputs, form="chunked")
+
+
+@pytest.mark.usefixtures("x64")
+def test_key_and_value_widths_may_differ():
+    for name in ("linear_attention", "deltanet", "gated_deltanet"):
+        c = case(memory_of(name), value_dim=6)
+        results = [read(c.memory, c.params, c.inputs, form=f) for f in ("recurrent", "chunked")]
+        assert results[0][0].shape == (B, T, H, 6)
+        close(*results, rtol=1e-11)

@@ -37,6 +37,8 @@ def test_toy_is_valid(tmp_path):
         ({"evaluation": EvaluationConfig(batches=0)}, "evaluation.batches"),
         ({"evaluation": EvaluationConfig(sample_tokens=-1)}, "evaluation.sample_tokens"),
         ({"log": LogConfig(every=0)}, "log.every"),
+        ({"log": LogConfig(diagnostics_every=-1)}, "log.diagnostics_every must not be negative"),
+        ({"log": LogConfig(diagnostics_tokens=0)}, "log.diagnostics_tokens must be at least 1"),
         ({"optimizer": OptimizerConfig(learning_rate=0.0)}, "optimizer.learning_rate"),
         ({"optimizer": OptimizerConfig(learning_rate=float("nan"))}, "optimizer.learning_rate"),
         ({"optimizer": OptimizerConfig(b2=1.0)}, "optimizer.b2 must be at least 0 and below 1"),
@@ -94,3 +96,11 @@ def test_an_accelerator_gets_a_hint_of_its_own(monkeypatch):
 def test_model_refuses_what_is_not_positive(field):
     with pytest.raises(ValueError, match=f"model.{field} must be .*, got 0"):
         dataclasses.replace(MODEL, **{field: 0})
+
+
+def test_attention_has_no_inner_loop_to_diagnose(tmp_path):
+    model = dataclasses.replace(MODEL, memory="transformer", chunk_size=None)
+    config = toy(tmp_path, model=model, log=LogConfig(diagnostics_every=5))
+    with pytest.raises(UserError, match="transformer keeps pairs and has no inner loop"):
+        validate(config)
+    validate(dataclasses.replace(config, log=LogConfig()))
