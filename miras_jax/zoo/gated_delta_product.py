@@ -16,14 +16,13 @@ ALGORITHM = SeveralSteps(step=STEP)
 
 ROW = Row(
     name="gated_delta_product",
-    memory=Memory(retention=L2Decay(decay_first=True), algorithm=ALGORITHM),
+    memory=Memory(retention=L2Decay(decay_first=True), algorithm=ALGORITHM, chunk_size=16),
     layer=LayerOptions(
         streams=(
             *decay_streams(),
             *(Stream(name, gate) for name, gate in ALGORITHM.gates.items()),
         ),
         prepare=prepare,
-        chunk_size=16,
     ),
     architecture="matrix",
     bias="l2",
