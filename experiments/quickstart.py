@@ -11,6 +11,7 @@ from miras_jax.training import (
     CheckpointConfig,
     DataConfig,
     EvaluationConfig,
+    LogConfig,
     MeshConfig,
     OptimizerConfig,
     TrainConfig,
@@ -23,6 +24,7 @@ config = TrainConfig(
     mesh=MeshConfig(fsdp=2, tensor=2, devices=4),
     evaluation=EvaluationConfig(every=100, batches=32),
     checkpoint=CheckpointConfig(every=100),
+    log=LogConfig(diagnostics_every=100),
     steps=500,
     directory="runs/quickstart",
 )

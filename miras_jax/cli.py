@@ -236,7 +236,9 @@ def inspect(arguments: argparse.Namespace) -> int:
     model, _ = load_model(arguments.checkpoint)
     tokens = np.asarray(ByteTokenizer().encode(text)[: arguments.tokens], np.int32)
     diagnostics = inspection.read(model, tokens)
-    title = f"{model.config.memory} reads {len(tokens):,} tokens of {os.path.basename(arguments.text)}"
+    title = (
+        f"{model.config.memory} reads {len(tokens):,} tokens of {os.path.basename(arguments.text)}"
+    )
     inspection.draw(diagnostics, title, arguments.out)
     _print_table(inspection.table(diagnostics))
     print(f"picture: {arguments.out}")

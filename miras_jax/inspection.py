@@ -18,7 +18,7 @@ PANELS = {
     "step_norm": ("size of the change, decay and write", "l2 norm (unit of the weights)"),
     "memory_norm": ("size of the memory", "l2 norm (unit of the weights)"),
     "retention": ("retention: what one token leaves of the memory", "factor a token (0 to 1)"),
-    "step": ("step of the inner gradient descent", "eta (no unit)"),
+    "step": ("step of the inner gradient descent", "eta (the gate's value)"),
 }
 POINTS = 128
 """Averaging windows along the text; shorter texts are drawn token by token."""
@@ -65,8 +65,9 @@ def draw(diagnostics: Diagnostics, title: str, path: str) -> None:
 
     layers, _, total, _ = diagnostics.step.shape
     width = max(1, total // POINTS)
-    colors = matplotlib.colormaps["viridis"](np.linspace(0, 0.9, layers))
+    colors = matplotlib.colormaps["viridis"](np.linspace(0, 0.8, layers))
     figure, axes = pyplot.subplots(3, 2, figsize=(12, 10), sharex=True, layout="constrained")
+    axes[0, 1].sharey(axes[0, 0])  # the losses before and after
     for axis, (name, (heading, unit)) in zip(axes.flat, PANELS.items(), strict=True):
         for layer, color in enumerate(colors):
             line = smooth(getattr(diagnostics, name)[layer, 0].mean(axis=-1), width)

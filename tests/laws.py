@@ -150,14 +150,14 @@ def walked_packed(c: Case) -> Walk:
     return walk(c, DOCUMENTS)
 
 
-def gradient_of_parameters(c: Case, w: Walk):
-    """What the tokens of a walk add, and the state that was made of the parameters."""
+def gradient_of_parameters(c: Case, params: list, begun: list):
+    """What tokens add, and what states that were made of the parameters add by their cotangent."""
 
     def begin(params):
         return floats(dataclasses.replace(c, params=params).state(dtype=jnp.float64))
 
     _, back = jax.vjp(begin, c.params)
-    return add([*w.params, back(w.bars[0])[0]])
+    return add([*params, back(begun)[0]])
 
 
 def row_length(c: Case) -> int:
@@ -198,8 +198,8 @@ def whole_row_equals_its_tokens(c: Case, form: str):
     got = whole(c, form, c.slice(0, end))
     agree((got.y, unnumbered(got.state)), (w.y[:, :end], unnumbered(w.states[end])))
     inputs = {n: x[:, :end] for n, x in w.inputs.items()}
-    expected = gradient_of_parameters(c, w._replace(params=w.params[:end])), inputs
-    agree((got.params, got.inputs), expected)
+    params = gradient_of_parameters(c, w.params[:end], w.bars[0])
+    agree((got.params, got.inputs), (params, inputs))
 
 
 def splits_anywhere(c: Case):
@@ -215,7 +215,7 @@ def packed_row_splits_anywhere(c: Case):
 def packed_equals_apart(c: Case):
     """A packed row gives what its documents give apart, each begun at its phase of the grid."""
     (y_bar,) = normal(c.inputs["v"], seed=3)
-    y, params = jnp.zeros_like(y_bar), []
+    y, params, begun = jnp.zeros_like(y_bar), [], []
     inputs = jax.tree.map(jnp.zeros_like, c.inputs)
     for row in range(B):
         for document in np.unique(DOCUMENTS[row]):
@@ -226,11 +226,13 @@ def packed_equals_apart(c: Case):
             mine = jnp.zeros_like(y_bar).at[at].set(y_bar[at])[:, begin:end]
             apart = walk(c, None, begin, end, phase, mine)
             y = y.at[at].set(apart.y[row : row + 1])
-            params.append(gradient_of_parameters(c, apart))
+            params += apart.params
+            begun.append(apart.bars[0])
             inputs = {n: x.at[at].set(apart.inputs[n][row : row + 1]) for n, x in inputs.items()}
-    expected = y, add(params), inputs
+    expected = y, gradient_of_parameters(c, params, add(begun)), inputs
     packed = walk(c, DOCUMENTS, y_bar=y_bar)
-    agree((packed.y, gradient_of_parameters(c, packed), packed.inputs), expected)
+    params = gradient_of_parameters(c, packed.params, packed.bars[0])
+    agree((packed.y, params, packed.inputs), expected)
     if "chunked" in c.memory.forms:
         weights = [y_bar, *zeros(packed.states[-1])]
         ids = jnp.asarray(DOCUMENTS, jnp.int32)
@@ -268,7 +270,8 @@ def chunk_size_changes_nothing(c: Case):
     """For exact memories. 20 tokens in one chunk cross the blocks of 16 that it is worked in."""
     c = case(c.memory, tokens=20)
     w = walked(c)
-    expected = w.y, unnumbered(w.states[-1]), gradient_of_parameters(c, w), w.inputs
+    params = gradient_of_parameters(c, w.params, w.bars[0])
+    expected = w.y, unnumbered(w.states[-1]), params, w.inputs
     for size in (1, 64):
         other = dataclasses.replace(c.memory, chunk_size=size)
         weights = [w.y_bar, *w.bars[-1]]

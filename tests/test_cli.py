@@ -84,6 +84,13 @@ def miras(*arguments: str) -> int:
         ("generate . --top-p 2", "argument --top-p: must be above 0 and at most 1, got 2"),
         ("generate . --prompt=", "--prompt must hold at least one character"),
         ("generate . --warm", "unrecognized arguments: --warm"),
+        ("inspect .", "the following arguments are required: --text"),
+        ("inspect . --text text.txt", "it is neither a run nor a checkpoint"),
+        ("inspect . --text nowhere.txt", "No such file or directory: 'nowhere.txt'"),
+        ("inspect . --text empty.txt", "--text empty.txt holds no text"),
+        ("inspect . --text latin.txt", "--text latin.txt is not UTF-8 text"),
+        ("inspect . --text text.txt --tokens 0", "argument --tokens: must be at least 1, got 0"),
+        ("zoo none", "There is no model 'none'; the zoo has linear_attention"),
     ],
 )
 def test_a_bad_request_gets_one_line_and_code_2(folder, capsys, arguments, message):
@@ -95,6 +102,7 @@ def test_a_bad_request_gets_one_line_and_code_2(folder, capsys, arguments, messa
         "from miras_jax.training import TrainConfig\nconfig = TrainConfig(stepz=3)"
     )
     (folder / "empty.txt").touch()
+    (folder / "latin.txt").write_bytes(b"caf\xe9")
     (folder / "numbers/2024").mkdir(parents=True)
     assert miras(*arguments.split()) == 2
     said = capsys.readouterr()
@@ -145,11 +153,13 @@ def test_a_bug_keeps_its_traceback(folder, monkeypatch):
     ("arguments", "lines"),
     [
         ("--version", [f"miras_jax {miras_jax.__version__}"]),
-        ("--help", ["train", "generate", "zoo"]),
+        ("--help", ["train", "generate", "inspect", "zoo"]),
         ("train --help", ["EXPERIMENT.py"]),
         ("train exp.py --help", ["--data.window", "(default: 16)", "Tokens that the model reads"]),
         ("generate --help", ["--top-p", "(default: 256)", "tokens to generate"]),
+        ("inspect --help", ["--text FILE", "(default: inspect.png)", "(default: 2048)"]),
         ("zoo", ["yaad", "titans", "deltanet"]),
+        ("zoo yaad", ["yaad: Miras Eqs. 16, 26", "recurrent, chunked", "--model.memory yaad"]),
     ],
 )
 def test_help_and_tables(folder, capsys, arguments, lines):

@@ -352,8 +352,12 @@ def conjugate_gradients(
     def dot(a, b):
         return jnp.sum(a * b, axis=-1, keepdims=True)
 
-    def ratio(a, b):
-        return jnp.where(b > 0, a / jnp.where(b > 0, b, 1.0), 0.0)  # a solved row stays
+    square = dot(b, b)
+    enough = jnp.finfo(b.dtype).eps ** 2 * square  # a residual that rounding would leave
+
+    def ratio(a, b, unfinished):
+        # A finished row stays as it is, whatever the other rows (later tokens) still need.
+        return jnp.where(unfinished, a / jnp.where(unfinished, b, 1.0), 0.0)
 
     def unfinished(carry):
         done, *_, square = carry
@@ -361,13 +365,13 @@ def conjugate_gradients(
 
     def iterate(carry):
         done, x, residual, direction, square = carry
+        active = square > enough
         moved = product(direction)
-        length = ratio(square, dot(direction, moved))
+        length = ratio(square, dot(direction, moved), active)
         x, residual = x + length * direction, residual - length * moved
         after = dot(residual, residual)
-        return done + 1, x, residual, residual + ratio(after, square) * direction, after
+        direction = residual + ratio(after, square, active) * direction
+        return done + 1, x, residual, direction, after
 
-    square = dot(b, b)
-    enough = jnp.finfo(b.dtype).eps ** 2 * square  # a residual that rounding would leave
     _, x, *_ = jax.lax.while_loop(unfinished, iterate, (0, jnp.zeros_like(b), b, b, square))
     return x

@@ -46,6 +46,7 @@ def make_diagnosis(
 
     def figures(params: LanguageModel, tokens: jax.Array) -> Figures:
         found = jax.device_get(diagnose(params, tokens))
-        return {f"inner/{name}": np.asarray(x, float).tolist() for name, x in found.items()}
+        names = (*Diagnostics._fields, "max_memory_norm")  # in this order; jax sorts them
+        return {f"inner/{name}": np.asarray(found[name], float).tolist() for name in names}
 
     return figures
