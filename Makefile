@@ -11,7 +11,7 @@ BIN   := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-latest lint bench docs clean
+.PHONY: help setup train test test-latest lint bench alignment docs clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -43,6 +43,9 @@ lint: $(READY)  ## Check style and formatting
 
 bench: $(READY)  ## Time the memories on this machine
 	$(BIN)/python experiments/bench_memory.py --out docs/results/memories.md
+
+alignment: $(READY)  ## Write docs/alignment.md from the code and the tests
+	$(BIN)/python docs/alignment.py
 
 docs: $(READY)  ## Run every snippet of the README and the guides
 	$(BIN)/python -m pytest tests/test_docs.py

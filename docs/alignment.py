@@ -74,7 +74,10 @@ MIRAS = (
         "9",
         "M_t = alpha M_{t-1} - eta_t (M_{t-1} k_t - v_t) k_t^T",
         ("memory.bias.L2", "memory.chunked.chunk_step"),
-        (f"{LAWS}chunked_equals_recurrent", f"{COLLAPSES}gated_deltanet_without_decay_is_deltanet"),
+        (
+            f"{LAWS}whole_row_equals_its_tokens",
+            f"{COLLAPSES}gated_deltanet_without_decay_is_deltanet",
+        ),
         "Printed without the step on the write and with the factor on the wrong side. The loss has "
         "a factor 1/2.",
     ),
@@ -161,25 +164,25 @@ MIRAS = (
         "24, 25",
         "Moneta",
         ("zoo.moneta",),
-        (f"{LAWS}chunked_equals_recurrent", f"{LAWS}finite_differences"),
+        (f"{LAWS}whole_row_equals_its_tokens", f"{LAWS}finite_differences"),
     ),
     Equation(
         "26",
         "Yaad",
         ("zoo.yaad",),
-        (f"{LAWS}chunked_equals_recurrent", f"{LAWS}finite_differences"),
+        (f"{LAWS}whole_row_equals_its_tokens", f"{LAWS}finite_differences"),
     ),
     Equation(
         "27",
         "Memora",
         ("zoo.memora",),
-        (f"{COLLAPSES}kl_on_logits_is_the_printed_softmax", f"{LAWS}chunked_equals_recurrent"),
+        (f"{COLLAPSES}kl_on_logits_is_the_printed_softmax", f"{LAWS}whole_row_equals_its_tokens"),
     ),
     Equation(
         "28, 29, section 5.4",
         "chunks of b tokens take their gradients at the last state of the chunk before",
         ("memory.chunked.chunk_step", "memory.coefficients.Coefficients"),
-        (f"{LAWS}chunked_equals_recurrent", f"{LAWS}splits_anywhere"),
+        (f"{LAWS}whole_row_equals_its_tokens", f"{LAWS}splits_anywhere"),
     ),
     Equation(
         "30, 31, 32",

@@ -21,10 +21,10 @@ class Diagnostics(NamedTuple):
 
     Attributes:
       loss_before: of the token's pair (k, v) at the memory that the token found.
-      loss_after: of the same pair at the memory that it left.
-      step_norm: l2 norm of the change of the accumulators, decay and write, all layers.
+      loss_after: of the same pair at the memory that it left, what the end of a chunk does included.
+      step_norm: l2 norm of the change of the accumulators between the two, all layers.
       memory_norm: l2 norm of the weights after it.
-      retention: mean of `rho = exp(log_decay)` over channels; 1 without decay.
+      retention: rho, exp of the mean log decay over channels; 1 without decay.
       step: mean of eta over channels; 1 without a step gate.
     """
 
@@ -101,7 +101,7 @@ def token_step(
     y = memory.architecture.read(linear, token.q, token.gates)
     diagnostics = None
     if diagnose:
-        diagnostics = _diagnose(memory, initial, before, running, inner, linear_of)
+        diagnostics = _diagnose(memory, initial, before, head, inner, linear_of)
     return head, after % memory.chunk_size, y, diagnostics
 
 

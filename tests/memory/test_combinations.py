@@ -1,7 +1,7 @@
 """Memories of any four choices: each is refused in words, or keeps the laws of `tests/laws.py`.
 
 Hypothesis draws the choices, always the same ones; with MIRAS_EXAMPLES=200 it draws that many that
-pass, some three seconds each.
+pass, some two seconds each.
 """
 
 import os
@@ -49,7 +49,7 @@ from miras_jax.memory import (
 from tests import laws
 from tests.cases import case
 
-EXAMPLES = int(os.environ.get("MIRAS_EXAMPLES", "16"))
+EXAMPLES = int(os.environ.get("MIRAS_EXAMPLES", "24"))
 SETTINGS = settings(
     derandomize=True,
     database=None,
