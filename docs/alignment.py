@@ -27,7 +27,8 @@ class Equation(NamedTuple):
       number: as the paper counts.
       statement: in the paper's symbols.
       code: names below `miras_jax`, such as `memory.bias.Huber`.
-      tests: `file::function` below `tests`.
+      tests: `file::begin` below `tests`, for the tests whose names begin so; with `[cases]` behind
+        it for some cases of theirs.
       departs: what is not as printed, and why; empty if nothing.
     """
 
@@ -85,7 +86,7 @@ MIRAS = (
         "10, 11",
         "l = |M(k) - v|_p^p, gradient sign(r) |r|^(p-1) k^T",
         ("memory.bias.Lp",),
-        (f"{COLLAPSES}lp_with_p_two_is_l2",),
+        (f"{COLLAPSES}lp_with_p_two_is_l2", f"{CHOICES}gradient_is_that_of_the_loss"),
         "The factor p belongs to the step. The absolute value is smoothed, eps = 1e-6 (Remark 5).",
     ),
     Equation(
@@ -95,39 +96,42 @@ MIRAS = (
         "13, 14",
         "Huber by coordinate",
         ("memory.bias.Huber",),
-        (f"{COLLAPSES}huber_with_a_large_threshold_is_l2",),
+        (
+            f"{COLLAPSES}huber_with_a_large_threshold_is_l2",
+            f"{CHOICES}gradient_is_that_of_the_loss",
+        ),
     ),
     Equation(
         "15",
         "Huber of the norm: r min(1, delta / |r|)",
         ("memory.bias.Huber",),
-        (f"{COLLAPSES}huber_with_a_large_threshold_is_l2",),
+        (f"{COLLAPSES}huber_with_a_large_threshold_is_l2", f"{CHOICES}huber_clips"),
     ),
     Equation(
         "16",
         "grad l2 if |r| <= delta_t, else delta_t grad l1",
         ("memory.bias.Huber",),
-        (f"{COLLAPSES}small_thresholds_are_l1",),
+        (f"{COLLAPSES}small_thresholds_are_l1", f"{CHOICES}huber_switch"),
         "Selectable as kind='switch'; it jumps by sqrt(V) at the threshold, so Yaad takes Eq. 15.",
     ),
     Equation(
         "17",
         "max over |e| <= Delta of |M(k) - (v + e)|^2",
         ("memory.bias.Robust",),
-        (f"{COLLAPSES}robust_with_radius_zero_is_l2",),
+        (f"{COLLAPSES}robust_with_radius_zero_is_l2", f"{CHOICES}robust_is_the_worst"),
     ),
     Equation(
         "18",
         "W_t = W_{t-1} g(-zeta_t - eta_t grad), g = (f')^{-1}",
         ("memory.links.FDivergence", "memory.links.ChiSquared"),
-        (f"{COLLAPSES}kl_divergence_is_the_kl_link_without_decay",),
+        (f"{COLLAPSES}kl_divergence_is_the_kl_link_without_decay", f"{CHOICES}f_divergences"),
         "Once a chunk, to its sum of gradients; zeta keeps the mass of each output's inputs.",
     ),
     Equation(
         "19, 20, 21, 27",
         "W_t = c softmax((1 - lambda_t) log W_{t-1} - eta'_t grad)",
         ("memory.links.KL", "memory.links.KLDivergence"),
-        (f"{COLLAPSES}kl_on_logits_is_the_printed_softmax",),
+        (f"{CHOICES}kl_on_logits_is_the_printed_softmax",),
         "The KL of Eq. 19 is printed with W_t inside for W_{t-1}. The softmax runs over the inputs "
         "of each output; the paper does not say which.",
     ),
@@ -135,21 +139,24 @@ MIRAS = (
         "22",
         "W_t = S_gamma(lambda W_{t-1} - zeta grad)",
         ("memory.links.ElasticNet",),
-        (f"{COLLAPSES}elastic_net_with_threshold_zero_is_l2",),
+        (
+            f"{CHOICES}soft_threshold_is_the_proximal",
+            f"{COLLAPSES}elastic_net_with_threshold_zero_is_l2",
+        ),
         "form='proximal'; lambda and zeta are the decay and the step.",
     ),
     Equation(
         "23",
         "A_t = A_{t-1} - eta grad, W_t = S(A_t)",
         ("memory.links.ElasticNet",),
-        (f"{COLLAPSES}elastic_net_with_threshold_zero_is_l2",),
+        (f"{CHOICES}elastic_net_kinds", f"{COLLAPSES}elastic_net_with_threshold_zero_is_l2"),
         "form='link'; kind='smooth' is the printed arctan surrogate.",
     ),
     Equation(
         "variant 4, 24",
         "A_t = alpha_t A_{t-1} - eta_t grad, W_t = A_t / |A_t|_q^(q-2)",
         ("memory.links.Lq",),
-        (f"{COLLAPSES}lq_with_q_two_is_l2_retention",),
+        (f"{COLLAPSES}lq_with_q_two_is_l2_retention", f"{CHOICES}lq_"),
         "form='norm' is the printed link times |A_0|_q^(q-2), since as printed it has degree -1 at "
         "q = 4; form='dual' is the link that the regulariser implies.",
     ),
@@ -157,7 +164,7 @@ MIRAS = (
         "variant 5",
         "W_t = g(F'(W_{t-1}) - eta grad), g = (F')^{-1}",
         ("memory.links.Bregman", "memory.links.Logit"),
-        (f"{COLLAPSES}bregman_of_the_identity_is_l2",),
+        (f"{COLLAPSES}bregman_of_the_identity_is_l2", f"{CHOICES}logit_link"),
         "Printed with W_t on both sides.",
     ),
     Equation(
@@ -165,18 +172,21 @@ MIRAS = (
         "Moneta",
         ("zoo.moneta",),
         (f"{LAWS}whole_row_equals_its_tokens", f"{LAWS}finite_differences"),
+        "See moneta under Models.",
     ),
     Equation(
         "26",
         "Yaad",
         ("zoo.yaad",),
         (f"{LAWS}whole_row_equals_its_tokens", f"{LAWS}finite_differences"),
+        "See yaad under Models.",
     ),
     Equation(
         "27",
         "Memora",
         ("zoo.memora",),
-        (f"{COLLAPSES}kl_on_logits_is_the_printed_softmax", f"{LAWS}whole_row_equals_its_tokens"),
+        (f"{CHOICES}kl_on_logits_is_the_printed_softmax", f"{LAWS}whole_row_equals_its_tokens"),
+        "See memora under Models.",
     ),
     Equation(
         "28, 29, section 5.4",
@@ -188,7 +198,7 @@ MIRAS = (
         "30, 31, 32",
         "the lag token of Memora",
         ("memory.links.KL",),
-        (f"{COLLAPSES}kl_on_logits_is_the_printed_softmax",),
+        (f"{CHOICES}kl_on_logits_is_the_printed_softmax",),
         "Not needed: the state is the logits, whose recurrence is linear.",
     ),
     Equation(
@@ -205,7 +215,7 @@ OTHERS = (
         "Titans 11-14",
         "S_t = eta_t S_{t-1} - theta_t grad, M_t = (1 - alpha_t) M_{t-1} + S_t",
         ("memory.algorithm.Momentum", "memory.chunk_algorithm.ChunkDescent"),
-        (f"{DEEP}titans", f"{COLLAPSES}chunk_descent_at_every_token_is_momentum"),
+        (f"{DEEP}[titans*]", f"{COLLAPSES}chunk_descent_at_every_token_is_momentum"),
         "Miras prints the sign of S reversed.",
     ),
     Equation(
@@ -218,31 +228,31 @@ OTHERS = (
         "TTT 4-6",
         "W_t = W_0 - eta sum grad l(W_0; x_s), LN with scale and bias, residual",
         ("memory.architecture.MLP", "memory.algorithm.GradientDescent"),
-        (f"{DEEP}ttt", f"{COLLAPSES}lift_of_one_is_plain"),
+        (f"{DEEP}[ttt*]", f"{COLLAPSES}lift_of_one_is_plain"),
     ),
     Equation(
         "LaCT",
         "SwiGLU fast weights, Muon, weights on the sphere",
         ("memory.architecture.SwiGLU", "memory.chunk_algorithm.Muon", "memory.links.Sphere"),
-        (f"{DEEP}lact",),
+        (f"{DEEP}[lact*]",),
     ),
     Equation(
         "Longhorn",
         "eta / (1 + eta |k|^2)",
         ("memory.algorithm.Implicit", "memory.architecture.Entries"),
-        (f"{LINEAR}longhorn", f"{COLLAPSES}implicit_step_is_a_smaller_explicit_one"),
+        (f"{LINEAR}[longhorn*]", f"{CHOICES}implicit_step"),
     ),
     Equation(
         "DeltaProduct",
         "n delta steps a token",
         ("memory.algorithm.SeveralSteps",),
-        (f"{COLLAPSES}delta_product_of_two_steps_is_deltanet_over_twice_the_tokens",),
+        (f"{LINEAR}[*delta_product*]", f"{COLLAPSES}delta_product_of_two"),
     ),
     Equation(
         "RWKV-7 17",
         "S_t = S_{t-1} (diag(w) - kappa (a kappa)^T) + v k~^T",
         ("memory.algorithm.Removal",),
-        (f"{COLLAPSES}rwkv_7_can_be_the_decayed_delta_rule",),
+        (f"{LINEAR}[rwkv7*]", f"{COLLAPSES}rwkv_7_can_be_the_decayed_delta_rule"),
         "Table 1 of Miras multiplies decay and removal; they are added.",
     ),
     Equation(
@@ -250,15 +260,16 @@ OTHERS = (
         "a residual read at one key and written at another, with gates for either",
         ("memory.algorithm.Decoupled",),
         (
+            f"{LINEAR}[comba*, gdn2*]",
             f"{COLLAPSES}comba_that_feeds_its_key_back_is_gated_deltanet",
             f"{COLLAPSES}gated_deltanet_2_with_equal_gates_is_kda",
         ),
     ),
     Equation(
-        "MesaNet 8-11",
+        "MesaNet 6-8",
         "o_t = G_t (H_t + Lambda)^{-1} q_t",
         ("memory.architecture.NormalEquations",),
-        (f"{LINEAR}mesanet",),
+        (f"{LINEAR}[mesanet*]", f"{CHOICES}normal_equations"),
     ),
 )
 
@@ -307,12 +318,13 @@ def test_cells(test: str) -> list[str]:
       LookupError: there is none.
     """
     file, begin = test.split("::")
+    begin, _, cases = begin.removesuffix("]").partition("[")
     path = ROOT / "tests" / file
     names = [name for name in functions_of(path) if name.startswith(begin)]
     if not names:
         raise LookupError(f"{path.relative_to(ROOT)} has no test that begins with {begin!r}")
     link = f"../tests/{file}"
-    shown = names if len(names) <= 2 else [f"{begin or 'test_'}..."]
+    shown = [cases] if cases else names if len(names) <= 2 else [f"{begin or 'test_'}..."]
     return [f"[`{name}`]({link})" for name in shown]
 
 

@@ -163,7 +163,7 @@ class Entries(Architecture):
 
 @dataclasses.dataclass(frozen=True)
 class NormalEquations(Architecture):
-    """Least squares over all that was read (MesaNet, arXiv 2506.05233, Eqs. 8-11).
+    """Least squares over all that was read (MesaNet, arXiv 2506.05233, Eqs. 6-8).
 
     Two matrices are accumulated, `H = sum k^T k` ("keys") and `S = sum k^T v` ("memory"), each
     pair under the step and the decay; a read solves `(H + diag(ridge)) x = q` by conjugate
