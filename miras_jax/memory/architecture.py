@@ -355,9 +355,11 @@ def conjugate_gradients(
     square = dot(b, b)
     enough = jnp.finfo(b.dtype).eps ** 2 * square  # a residual that rounding would leave
 
-    def ratio(a, b, unfinished):
-        # A finished row stays as it is, whatever the other rows (later tokens) still need.
-        return jnp.where(unfinished, a / jnp.where(unfinished, b, 1.0), 0.0)
+    def ratio(a, b, active):
+        # A finished row stays as it is, whatever the other rows (later tokens) still need, and so
+        # does one whose system is singular.
+        active &= b > 0
+        return jnp.where(active, a / jnp.where(active, b, 1.0), 0.0)
 
     def unfinished(carry):
         done, *_, square = carry
