@@ -77,8 +77,7 @@ class Gate:
         if self.activation == "identity":
             return logits
         if self.activation == "unit":
-            square = jnp.sum(logits * logits, axis=-1, keepdims=True)
-            return logits * jax.lax.rsqrt(square + 1e-6)
+            return unit(logits)
         if self.activation == "sigmoid":
             return self.high * jax.nn.sigmoid(logits)
         sign = -1.0 if self.activation == "negative_softplus" else 1.0
@@ -98,6 +97,13 @@ class Gate:
     def shape(self, tokens: tuple[int, ...], key_dim: int, value_dim: int) -> tuple[int, ...]:
         """Shape of the gate's values for tokens of shape `[B, T, H]`."""
         return tokens + {"head": (), "key": (key_dim,), "value": (value_dim,)}[self.per]
+
+
+def unit(x: jax.Array, eps: float = 1e-6) -> jax.Array:
+    """x over its l2 norm along the last axis, in float32 inside at least."""
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    square = jnp.sum(wide * wide, axis=-1, keepdims=True)
+    return (wide * jax.lax.rsqrt(square + eps)).astype(x.dtype)
 
 
 def log_decay(

@@ -111,12 +111,6 @@ def rotate(x: jax.Array, positions: jax.Array, base: float) -> jax.Array:
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
 
 
-def unit(x: jax.Array, eps: float = 1e-6) -> jax.Array:
-    """x over its l2 norm along the last axis, in float32 inside."""
-    x32 = x.astype(jnp.float32)
-    return (x32 * jax.lax.rsqrt(jnp.sum(x32 * x32, -1, keepdims=True) + eps)).astype(x.dtype)
-
-
 class GateProjection(nnx.Module):
     """A gate from the token, in float32: linear per head, through a low rank per channel.
 

@@ -20,6 +20,7 @@ from miras_jax.memory import (
     State,
     memorize,
 )
+from miras_jax.memory.gate import unit
 from miras_jax.memory.window import WindowState
 from miras_jax.nn import partition
 from miras_jax.nn.config import ModelConfig
@@ -31,7 +32,6 @@ from miras_jax.nn.layers import (
     TokenShift,
     linear,
     rotate,
-    unit,
 )
 from miras_jax.zoo import Facts
 

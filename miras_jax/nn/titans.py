@@ -25,9 +25,10 @@ from flax import nnx
 from jax.sharding import PartitionSpec as P
 
 from miras_jax.memory import Diagnostics, State, recall
+from miras_jax.memory.gate import unit
 from miras_jax.nn import partition
 from miras_jax.nn.config import ModelConfig
-from miras_jax.nn.layers import linear, unit
+from miras_jax.nn.layers import linear
 from miras_jax.nn.memory_layer import Context, LayerState, MemoryLayer, state_specs
 
 

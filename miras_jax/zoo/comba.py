@@ -14,6 +14,7 @@ factor K^-0.5, which the norm takes out.
 import jax
 
 from miras_jax.memory import Decoupled, Gate, L2Decay, Memory
+from miras_jax.memory.gate import unit
 from miras_jax.zoo.mamba2 import decay_streams, log_decay
 from miras_jax.zoo.row import Facts, Inputs, LayerOptions, Row, Stream, equations
 
@@ -21,13 +22,9 @@ STEP = Gate(initial=0.5)
 CONSTANT = Gate(activation="identity", source="learned")
 
 
-def _unit(x: jax.Array) -> jax.Array:
-    return Gate(per="key", activation="unit").activate(x)
-
-
 def prepare(inputs: Inputs, facts: Facts) -> Inputs:
     """Feedback key and corrected query, both of the normalised key."""
-    q, k = _unit(inputs["q"]), _unit(inputs["k"])
+    q, k = unit(inputs["q"]), unit(inputs["k"])
     return {
         **inputs,
         "q": q - (0.02 + inputs["correction"])[..., None] * k,

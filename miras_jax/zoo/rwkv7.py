@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from miras_jax.memory import Gate, L2Decay, Memory, Removal, log_decay
+from miras_jax.memory.gate import unit
 from miras_jax.zoo.row import Facts, Inputs, LayerOptions, Row, Stream, equations
 
 FASTEST = 0.606531
@@ -26,8 +27,7 @@ FASTEST = 0.606531
 def prepare(inputs: Inputs, facts: Facts) -> Inputs:
     """Decay, removal, replacement and the key that is written."""
     k, rate = inputs["k"].astype(jnp.float32), inputs["rate"]
-    removed = k * (1 + inputs["removal_scale"])
-    removed *= jax.lax.rsqrt(jnp.sum(removed * removed, -1, keepdims=True) + 1e-6)
+    removed = unit(k * (1 + inputs["removal_scale"]))
     return {
         **inputs,
         "k": k * (1 + (1 + inputs["key_scale"]) * (rate - 1)),
