@@ -21,7 +21,7 @@ class Diagnostics(NamedTuple):
 
     Attributes:
       loss_before: of the token's pair (k, v) at the memory that the token found.
-      loss_after: of the same pair at the memory that it left, what the end of a chunk does included.
+      loss_after: of the same pair at the memory that it left, the end of a chunk included.
       step_norm: l2 norm of the change of the accumulators between the two, all layers.
       memory_norm: l2 norm of the weights after it.
       retention: rho, exp of the mean log decay over channels; 1 without decay.
