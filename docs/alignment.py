@@ -1,4 +1,5 @@
-"""Writes docs/alignment.md: every equation of the papers, where it stands, which test holds it.
+"""Writes docs/alignment.md: the equations that the code implements, where each stands, which test
+holds it.
 
     python docs/alignment.py [--check]
 
@@ -9,8 +10,10 @@ of their recurrence and of where they depart, and the identities of tests/memory
 
 import argparse
 import ast
+import fnmatch
 import importlib
 import inspect
+import re
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -18,6 +21,7 @@ from typing import NamedTuple
 from miras_jax import zoo
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # for `tests`, whose cases are looked up
 
 
 class Equation(NamedTuple):
@@ -27,8 +31,8 @@ class Equation(NamedTuple):
       number: as the paper counts.
       statement: in the paper's symbols.
       code: names below `miras_jax`, such as `memory.bias.Huber`.
-      tests: `file::begin` below `tests`, for the tests whose names begin so; with `[cases]` behind
-        it for some cases of theirs.
+      tests: `file::begin` below `tests`, for the tests whose names begin so; with `[a*, b]` behind
+        it for the cases of the file's `CASES` whose names match.
       departs: what is not as printed, and why; empty if nothing.
     """
 
@@ -223,6 +227,10 @@ OTHERS = (
         "memory as context, as gate, as layer",
         ("nn.titans.MemoryAsContext", "nn.titans.MemoryAsGate", "nn.model.PairOfBlocks"),
         ("nn/test_titans_variants.py::",),
+        "Persistent tokens are learned pairs of keys and values, which attention sees and the "
+        "memory does not. The gate, which the paper leaves open, is norm(y) * silu(norm(M)). As "
+        "context, a token sees what was recalled for the tokens up to itself, at their positions, "
+        "with a query of its own projection. As layer, a residual stands round each of the two.",
     ),
     Equation(
         "TTT 4-6",
@@ -311,11 +319,23 @@ def code_cell(name: str) -> str:
     return f"[`{shown}`](../{path})"
 
 
+def check_cases(file: str, patterns: list[str]) -> None:
+    """Checks that each pattern matches a case of a file of tests, whose `CASES` names them all.
+
+    Raises:
+      LookupError: one matches none.
+    """
+    module = importlib.import_module(".".join(["tests", *Path(file).with_suffix("").parts]))
+    for pattern in patterns:
+        if not fnmatch.filter(module.CASES, pattern):
+            raise LookupError(f"tests/{file} has no case {pattern!r} among {module.CASES}")
+
+
 def test_cells(test: str) -> list[str]:
     """Links to the tests whose names begin as given.
 
     Raises:
-      LookupError: there is none.
+      LookupError: there is none, or no case of that name.
     """
     file, begin = test.split("::")
     begin, _, cases = begin.removesuffix("]").partition("[")
@@ -324,7 +344,10 @@ def test_cells(test: str) -> list[str]:
     if not names:
         raise LookupError(f"{path.relative_to(ROOT)} has no test that begins with {begin!r}")
     link = f"../tests/{file}"
-    shown = [cases] if cases else names if len(names) <= 2 else [f"{begin or 'test_'}..."]
+    shown = names if len(names) <= 2 else [f"{begin or 'test_'}..."]
+    if cases:
+        shown = cases.split(", ")
+        check_cases(file, shown)
     return [f"[`{name}`]({link})" for name in shown]
 
 
@@ -340,24 +363,39 @@ def table(equations: tuple[Equation, ...]) -> str:
     return "\n".join(lines)
 
 
-def departures(name: str) -> str:
-    """What a model's file says of where it departs."""
-    text = inspect.getdoc(sys.modules[inspect.getmodule(resolve(f"zoo.{name}")).__name__])
-    _, found, rest = text.partition("Departs")
-    return " ".join((found + rest).split("\n\n")[0].split()).removeprefix("Departs")
+def headers() -> dict[str, str]:
+    """The docstring of the file that holds each model of the zoo; hybrids share one."""
+    modules = [module for module in vars(zoo).values() if inspect.ismodule(module)]
+    return {
+        row.name: inspect.getdoc(module)
+        for module in modules
+        for row in getattr(module, "ROWS", [getattr(module, "ROW", None)])
+        if row is not None
+    }
+
+
+def departures(header: str) -> str:
+    """What a model's header says of where it departs, from the word "Departs" to the end of the
+    paragraph, with links to the models that it names; empty if it says nothing.
+
+    Raises:
+      LookupError: departures are spoken of in another form.
+    """
+    found = re.search(r"\bDeparts(:| \().*?(?=\n\n|\Z)", header, re.DOTALL)
+    if found is None and "depart" in header.lower():
+        raise LookupError(f'write "Departs: ..." in the header that begins {header[:60]!r}')
+    text = " ".join(found[0].split()) if found else ""
+    names = "|".join(zoo.names())
+    return re.sub(rf"`({names})`", r"[`\1`](#\1)", text)
 
 
 def models() -> str:
     """The models of the zoo: source, recurrence, departures."""
-    parts = []
+    parts, said = [], headers()
     for row in zoo.table():
-        try:
-            departs = departures(row.name).lstrip(": ")
-        except AttributeError:  # hybrids share a file
-            departs = ""
         parts.append(f"### {row.name}\n\n{row.source}.\n\n```text\n{row.recurrence.strip()}\n```")
-        if departs:
-            parts.append(f"Departs: {departs}")
+        if departs := departures(said[row.name]):
+            parts.append(departs)
     return "\n\n".join(parts)
 
 
@@ -376,8 +414,9 @@ def document() -> str:
         "\n\n".join(
             [
                 "# From the papers to the code",
+                "The equations that the code implements, each with its place and its tests. "
                 "Written by `python docs/alignment.py` from code and tests; not to be edited. "
-                "Every model is held besides by the laws of `tests/laws.py` (all of "
+                "Every memory is held besides by the laws of `tests/laws.py` (all of "
                 "`tests/test_contract.py`), and those with third-party reference numbers by "
                 "`tests/golden/`.",
                 "## Miras, arXiv 2504.13173",

@@ -1,6 +1,6 @@
 """Sequence models that learn while they read: the Miras framework in JAX.
 
-`memory` and `zoo` need jax alone; the Flax models are in `miras_jax.nn`.
+`memory` and `zoo` need jax and optax alone; the Flax models are in `miras_jax.nn`.
 """
 
 from miras_jax import memory, zoo

@@ -304,10 +304,13 @@ def load_experiment(path: str):
 
 
 def _print_table(table) -> None:
-    """Prints a rich table; in a pipe every row keeps to one line, up to 200 columns."""
+    """Prints a rich table; in a pipe every row keeps to one line, however long."""
     from rich.console import Console
 
-    console = Console(width=None if sys.stdout.isatty() else 200)
+    console = Console()
+    if not sys.stdout.isatty():
+        unbounded = console.options.update(max_width=sys.maxsize)
+        console = Console(width=console.measure(table, options=unbounded).maximum)
     with console.capture() as text:
         console.print(table)
     print(text.get(), end="")  # rich would end the process with 1 where nobody reads

@@ -7,12 +7,13 @@ from typing import Any
 
 from miras_jax import zoo
 from miras_jax.memory import Gate, Memory
+from miras_jax.nn import ModelConfig
 from miras_jax.zoo import LayerOptions, Row, Stream
 from miras_jax.zoo.row import keep, norm_and_gate
 
 BLOCKS = {
     "memory": "the memory alone mixes the tokens",
-    "hybrid": "blocks of the memory and of sliding-window attention in turn",
+    "hybrid": "blocks of the memory and of sliding_window_attention in turn",
     "mac": "the memory recalls for attention over a segment, and learns what it gives",
     "mag": "the memory gates the sliding-window attention beside it",
     "mal": "the memory, then sliding-window attention",
@@ -50,7 +51,33 @@ def describe(name: str) -> str:
 
 
 def example(row: Row) -> str:
-    """Python that reads random tokens with the row's memory, its gates at their initial values."""
+    """Python that reads random tokens with the row's memory, or with its model where the memory is
+    but a part of a block."""
+    return example_of_memory(row) if row.block == "memory" else example_of_model(row)
+
+
+def example_of_model(row: Row) -> str:
+    """Python that reads random tokens in two pieces with a new model."""
+    return f"""\
+import jax
+from flax import nnx
+
+from miras_jax.nn import LanguageModel, ModelConfig
+
+B, T, D, H, V = 2, 100, 64, 4, 257  # rows, tokens, channels, heads, ids
+
+config = ModelConfig(memory="{row.name}", dim=D, depth=2, heads=H, vocab_size=V)
+model = LanguageModel(config, rngs=nnx.Rngs(0))
+tokens = jax.random.randint(jax.random.key(0), (B, T), 0, V)
+state = model.init_state(B)
+read = jax.jit(lambda model, tokens, state: model(tokens, state=state))
+for piece in (tokens[:, : T // 2], tokens[:, T // 2 :]):
+    y, state = read(model, piece, state)
+print(y.shape)  # (B, T // 2, V), logits of the next tokens"""
+
+
+def example_of_memory(row: Row) -> str:
+    """Python that reads random tokens with the memory, its gates at their initial values."""
     gates = "".join(
         f'    "{name}": {_value(seed, gate)},\n'
         for seed, (name, gate) in enumerate(row.memory.gates.items(), start=4)
@@ -126,8 +153,8 @@ def _gate(gate: Gate) -> tuple[str, str, str]:
     low, high = gate.range
     start = gate.initial
     if isinstance(start, tuple):
-        start = f"{start[0]:g} to {start[1]:g} over the heads"
-    return shape, f"({low:g}, {high:g})", str(start)
+        return shape, f"({low:.3g}, {high:.3g})", f"{start[0]:.3g} to {start[1]:.3g} over the heads"
+    return shape, f"({low:.3g}, {high:.3g})", f"{start:.3g}"
 
 
 def _origin(stream: Stream, options: LayerOptions) -> str:
@@ -144,9 +171,9 @@ def _origin(stream: Stream, options: LayerOptions) -> str:
 
 
 def _defaults(row: Row) -> str:
-    memory, lines = row.memory, [("block", BLOCKS[row.block])]
+    memory, lines = row.memory, [("block", BLOCKS[row.block]), *_attention(row)]
     fields = [f.name for f in dataclasses.fields(memory) if f.name not in CHOICES]
-    lines += [(name, str(getattr(memory, name))) for name in fields]
+    lines += [(name, _number(getattr(memory, name))) for name in fields]
     if isinstance(memory, Memory):
         exact = "yes, any chunk size gives the same" if memory.exact else "no, chunk_size counts"
         lines.append(("exact", exact))
@@ -158,6 +185,21 @@ def _defaults(row: Row) -> str:
         if function is not usual:
             lines += _wrapped(name, function.__doc__ or "a function of the row's own")
     return _columns(lines)
+
+
+def _attention(row: Row) -> list[tuple[str, str]]:
+    """Options of the attention beside the memory."""
+    if row.block == "memory":
+        return []
+    config = ModelConfig(memory=row.name)
+    attention = config.attention.build_memory()
+    reach = ("segment", config.segment_size) if row.block == "mac" else ("window", attention.window)
+    options = dict([reach, ("persistent_tokens", attention.persistent)])
+    return [(f"model.{name}", str(count)) for name, count in options.items()]
+
+
+def _number(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def _wrapped(name: str, text: str) -> list[tuple[str, str]]:

@@ -20,6 +20,7 @@ PANELS = {
     "retention": ("retention: what one token leaves of the memory", "factor a token (0 to 1)"),
     "step": ("step of the inner gradient descent", "eta (the gate's value)"),
 }
+NUMBERED = "memories, counted without the blocks of attention"
 POINTS = 128
 """Averaging windows along the text; shorter texts are drawn token by token."""
 
@@ -31,7 +32,7 @@ def check_plotting() -> None:
       UserError: matplotlib is missing.
     """
     if importlib.util.find_spec("matplotlib") is None:
-        raise UserError("miras inspect draws with matplotlib: pip install 'miras_jax[plot]'")
+        raise UserError("miras inspect draws with matplotlib: pip install matplotlib")
 
 
 def read(model: LanguageModel, tokens: np.ndarray) -> Diagnostics:
@@ -56,7 +57,7 @@ def smooth(x: np.ndarray, width: int) -> np.ndarray:
 
 
 def draw(diagnostics: Diagnostics, title: str, path: str) -> None:
-    """Writes a PNG with a panel for each figure and in it a line for each layer, the mean over the
+    """Writes a PNG with a panel for each figure and in it a line for each memory, the mean over the
     heads, smoothed over a 128th of the text."""
     import matplotlib
 
@@ -71,13 +72,19 @@ def draw(diagnostics: Diagnostics, title: str, path: str) -> None:
     for axis, (name, (heading, unit)) in zip(axes.flat, PANELS.items(), strict=True):
         for layer, color in enumerate(colors):
             line = smooth(getattr(diagnostics, name)[layer, 0].mean(axis=-1), width)
-            axis.plot(np.arange(total), line, color=color, label=f"layer {layer}", linewidth=1)
+            axis.plot(np.arange(total), line, color=color, label=f"memory {layer}", linewidth=1)
         axis.set(title=heading, ylabel=unit)
         axis.grid(alpha=0.3)
     for axis in axes[-1]:
         axis.set_xlabel("position in the text (tokens)")
     handles, labels = axes.flat[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(layers, 8))
+    figure.legend(
+        handles,
+        labels,
+        title=NUMBERED,
+        loc="outside lower center",
+        ncols=min(layers, 8),
+    )
     tokens = "token" if width == 1 else f"{width} tokens"
     figure.suptitle(f"{title}\nmean over the heads, over windows of {tokens}")
     figure.savefig(path, format="png", dpi=100)
@@ -85,7 +92,7 @@ def draw(diagnostics: Diagnostics, title: str, path: str) -> None:
 
 
 def table(diagnostics: Diagnostics) -> Table:
-    """Means over the text and the heads, a row for each layer, and the largest memory norm."""
+    """Means over the text and the heads, a row for each memory, and the largest memory norm."""
     columns = {
         "loss before": "loss_before",
         "loss after": "loss_after",
@@ -96,7 +103,7 @@ def table(diagnostics: Diagnostics) -> Table:
         "step": "step",
     }
     figures = summary(diagnostics)
-    made = Table("layer", *columns, box=None, pad_edge=False)
+    made = Table("memory", *columns, box=None, pad_edge=False)
     for layer in range(len(diagnostics.step)):
         made.add_row(str(layer), *(f"{figures[name][layer]:.4g}" for name in columns.values()))
     return made

@@ -169,6 +169,16 @@ def test_help_and_tables(folder, capsys, arguments, lines):
         assert line in said
 
 
+def test_in_a_pipe_the_zoo_has_a_line_for_each_model(folder, capsys):
+    assert miras("zoo") == 0
+    header, *lines = capsys.readouterr().out.splitlines()
+    assert header.split()[0] == "name"
+    assert [line.split()[0] for line in lines] == miras_jax.zoo.names()
+    # To the last column, whole.
+    sources = [row.source for row in miras_jax.zoo.table()]
+    assert all(line.rstrip().endswith(s) for line, s in zip(lines, sources, strict=True))
+
+
 def start(folder: pathlib.Path, *arguments: str) -> subprocess.Popen:
     """Starts `python -m miras_jax` in another process."""
     return subprocess.Popen(

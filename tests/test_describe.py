@@ -11,6 +11,7 @@ import pytest
 
 from miras_jax import cli, memory, zoo
 from miras_jax.describe import describe, spell
+from miras_jax.training.config import validate
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 CHOICES = ("architecture", "bias", "retention", "algorithm")
@@ -26,11 +27,15 @@ def test_examples_run_as_printed(name, capsys):
     assert cli.main(["zoo", name]) == 0
     text = capsys.readouterr().out
     # But for the sizes.
-    code, count = re.subn("= 2, 100, 4, 32, 32 ", "= 1, 5, 2, 4, 4 ", code_of(text))
+    if zoo.row(name).block == "memory":
+        sizes, small, shape = "= 2, 100, 4, 32, 32 ", "= 1, 5, 2, 4, 4 ", "(1, 5, 2, 4)"
+    else:
+        sizes, small, shape = "= 2, 100, 64, 4, 257 ", "= 1, 6, 8, 2, 9 ", "(1, 3, 9)"
+    code, count = re.subn(sizes, small, code_of(text))
     assert count == 1
     names = {"__name__": "snippet"}
     exec(compile(code, name, "exec"), names)
-    assert capsys.readouterr().out == "(1, 5, 2, 4)\n"
+    assert capsys.readouterr().out == f"{shape}\n"
     assert jnp.all(jnp.isfinite(names["y"]))
     assert jnp.any(names["y"] != 0)
 
@@ -61,15 +66,30 @@ def test_says_all_that_the_row_holds(name):
 def test_gates_and_streams_stand_with_shape_range_and_start():
     text = " ".join(describe("mesanet").split())
     assert "log_decay [B, T, H] (-inf, 0) -0.001 to -0.1 over the heads projection" in text
+    assert "sliding" not in text
     assert "ridge [B, T, H, K] (0, inf) 0.75 learned" in text
     text = " ".join(describe("delta_product").split())
-    assert "step_2 [B, T, H] (0, 2) 1.0" in text
+    assert "step_2 [B, T, H] (0, 2) 1 " in text
     assert "key_2 [B, T, H, K] unit norm random" in text
 
 
-def test_the_training_command_makes_a_valid_model():
-    config = runpy.run_path(str(ROOT / "experiments/quickstart.py"))["config"].model
+def test_attention_beside_the_memory_stands_with_its_options():
+    for name, told in {
+        "yaad_h": ("sliding_window_attention in turn", "window 2048", "persistent_tokens 0"),
+        "titans_mag": ("model.window 2048", "model.persistent_tokens 16"),
+        "titans_mac": ("model.segment 256", "model.persistent_tokens 16"),
+    }.items():
+        text = " ".join(describe(name).split())
+        assert all(words in text for words in told), name
+    assert "model.window" not in describe("titans_mac")
+    assert "model.segment" not in describe("titans_mal")
+
+
+def test_the_training_command_makes_a_valid_run():
+    config = runpy.run_path(str(ROOT / "experiments/quickstart.py"))["config"]
     for name in zoo.names():
         command = shlex.split(describe(name).splitlines()[-1])
         assert command[:4] == "miras train experiments/quickstart.py --model.memory".split()
-        assert dataclasses.replace(config, memory=command[4]).memory == name
+        assert command[4] == name
+        model = dataclasses.replace(config.model, memory=name)
+        validate(dataclasses.replace(config, model=model))

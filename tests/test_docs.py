@@ -81,7 +81,8 @@ def test_readme_lists_the_zoo():
 
 
 def test_alignment_is_what_the_code_says():
-    """Every equation has its code and its tests, and the page was written since they changed."""
+    """Every equation listed has its code and its tests, and the page was written since they
+    changed."""
     script = str(ROOT / "docs" / "alignment.py")
     done = subprocess.run([sys.executable, script, "--check"], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr

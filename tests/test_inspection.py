@@ -28,7 +28,7 @@ def test_draws_and_prints_what_the_model_does(run, tmp_path, capsys):
     text, out = run.data.source, str(picture)
     assert cli.main(["inspect", run.directory, "--text", text, "--out", out, "--tokens", "9"]) == 0
     header, row, last = capsys.readouterr().out.splitlines()
-    assert header.split()[:3] == ["layer", "loss", "before"]
+    assert header.split()[:3] == ["memory", "loss", "before"]
     assert last == f"picture: {picture}"
 
     content = picture.read_bytes()
@@ -47,16 +47,14 @@ def test_draws_and_prints_what_the_model_does(run, tmp_path, capsys):
     np.testing.assert_allclose([float(cell) for cell in row.split()[1:]], expected, rtol=1e-3)
 
 
-def test_names_the_extra_where_matplotlib_is_missing(run, monkeypatch, capsys):
+def test_names_the_package_where_matplotlib_is_missing(run, monkeypatch, capsys):
     find = importlib.util.find_spec
     missing = lambda name, *rest: None if name == "matplotlib" else find(name, *rest)  # noqa: E731
     monkeypatch.setattr(importlib.util, "find_spec", missing)
     assert cli.main(["inspect", run.directory, "--text", run.data.source]) == 2
     said = capsys.readouterr()
     assert said.out == ""
-    assert said.err == (
-        "miras: error: miras inspect draws with matplotlib: pip install 'miras_jax[plot]'\n"
-    )
+    assert said.err == "miras: error: miras inspect draws with matplotlib: pip install matplotlib\n"
 
 
 def test_attention_has_nothing_to_inspect():

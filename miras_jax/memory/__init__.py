@@ -1,4 +1,4 @@
-"""Memories that are trained at test time, as pure functions over arrays (jax only)."""
+"""Memories that are trained at test time, as pure functions over arrays (jax and optax only)."""
 
 from miras_jax.memory.algorithm import (
     Decoupled,

@@ -4,10 +4,14 @@ import dataclasses
 from typing import Literal
 
 from miras_jax import zoo
-from miras_jax.memory import SlidingWindowAttention, flops
+from miras_jax.memory import Memory, SlidingWindowAttention, flops
 from miras_jax.zoo import LayerOptions, Stream
 from miras_jax.zoo.row import BlockKind
 
+WINDOW = 2048
+"""Tokens that sliding-window attention sees, as in Samba (arXiv 2406.07522)."""
+SEGMENT = 256
+"""Tokens a segment of Titans' memory as context."""
 PERSISTENT_TOKENS = 16
 """Persistent tokens of the blocks of Titans, which do not state their number."""
 
@@ -30,23 +34,29 @@ class ModelConfig:
     ff_dim: int | None = None
     """Hidden width of the SwiGLU; None takes 8/3 dim, rounded up to a multiple of 64."""
     chunk_size: int | None = None
-    """Tokens a chunk of the memory; None takes the zoo's. Train and serve at the same size."""
+    """Tokens a chunk of the memory, of any model but `transformer`; None takes the zoo's. Train and
+    serve at the same size, which counts where `miras zoo NAME` says that the memory is not exact.
+    """
     rotary: bool | None = None
-    """Rotary positions on q and k; None takes the zoo's."""
+    """Rotary positions on q and k, of any model without further keys (as `delta_product` has); None
+    takes the zoo's."""
     rotary_base: float = 10_000.0
     """Longest wavelength of the rotary positions, in tokens over 2 pi."""
     gate_rank: int = 32
-    """Rank of the projections of gates per channel."""
+    """Rank of the projections of gates per channel, of models that have such (`gla`, `rwkv7`)."""
     hybrid: bool | None = None
     """Alternates blocks of the memory with blocks of sliding-window attention; None takes the
     zoo's."""
-    window: int = 2048
-    """Tokens that sliding-window attention sees."""
-    segment: int = 256
-    """Tokens a segment of `titans_mac`: what attention sees, and between two recalls."""
+    window: int | None = None
+    """Tokens that sliding-window attention sees, in hybrids, `titans_mag`, `titans_mal` and
+    `sliding_window_attention`; None takes 2,048."""
+    segment: int | None = None
+    """Tokens a segment of `titans_mac`, what its attention sees and between two recalls; None takes
+    256."""
     persistent_tokens: int | None = None
-    """Learned pairs that sliding-window attention always sees; None takes 16 in Titans' blocks and
-    none elsewhere."""
+    """Learned pairs that attention always sees, in hybrids, `titans_mac`, `titans_mag`,
+    `titans_mal` and `sliding_window_attention`; None takes 16 in Titans' blocks and none
+    elsewhere."""
     tie_embeddings: bool = True
     """Uses the embedding as the output layer."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -66,7 +76,7 @@ class ModelConfig:
             raise ValueError(f"model.heads={self.heads} must divide model.dim={self.dim}.")
         self._check_widths()
         self._check_blocks()
-        self.build_memory()
+        self._check_layer()
 
     def _check_widths(self):
         options = self.layer
@@ -86,27 +96,72 @@ class ModelConfig:
         if options.rotary and self.key_dim % 2:
             raise ValueError(f"Rotary positions need an even head width, got {self.key_dim}.")
 
-    def _check_blocks(self):
-        kind = zoo.row(self.memory).block
-        if self.hybrid is not None and kind in ("mac", "mag", "mal"):
+    def _check_layer(self):
+        """What the layer does round the memory, against what the memory can take."""
+        if self.chunk_size is not None and not hasattr(zoo.row(self.memory).memory, "chunk_size"):
             raise ValueError(
-                f"model.hybrid={self.hybrid} is for rows of a memory alone, but {self.memory} has "
-                "attention in every block: leave it out."
+                f"model.chunk_size is for memories with chunks, which {self.memory} does not have: "
+                "leave it out."
+            )
+        options, memory = self.layer, self.build_memory()
+        further = [n for n, gate in memory.gates.items() if gate.per == "key" and gate.is_input]
+        if options.rotary and further:
+            raise ValueError(
+                f"Rotary positions turn q and k, but {self.memory} has further keys "
+                f"({', '.join(further)}), which would stay as they are and no longer meet q and k: "
+                "leave model.rotary out."
+            )
+        of_chunk = [stream.name for stream in self.streams if stream.of_chunk]
+        if options.rotary and options.rotary_within == "chunk":
+            of_chunk.append("rotary_within='chunk'")
+        if of_chunk and memory.exact:
+            raise ValueError(
+                f"The layer of {self.memory} needs each token's place in its chunk "
+                f"({', '.join(of_chunk)}), but its memory is exact and keeps no grid of chunks: "
+                "count from the document, or choose a memory whose chunk_size counts."
+            )
+        convolved = ["query", "key", "value", *(s.name for s in self.streams if s.is_input)]
+        if unknown := sorted(set(options.not_convolved) - set(convolved)):
+            raise ValueError(
+                f"The layer of {self.memory} leaves {', '.join(unknown)} without a convolution "
+                f"(not_convolved), but makes only {', '.join(convolved)}."
+            )
+
+    def _check_blocks(self):
+        row = zoo.row(self.memory)
+        if self.hybrid and row.block in ("mac", "mag", "mal"):
+            raise ValueError(
+                f"model.hybrid=True is for rows of a memory alone, but {self.memory} has attention "
+                "in every block: leave it out."
             )
         if self.block == "hybrid" and self.depth % 2:
             raise ValueError(
                 "A hybrid has as many blocks of attention as of memory, so model.depth must be "
                 f"even, got {self.depth}."
             )
+        recalls = isinstance(row.memory, Memory) and not row.memory.architecture.gates
+        if self.block == "mac" and not recalls:
+            raise ValueError(
+                f"{self.memory} is of the block 'mac', which reads its memory between two tokens; "
+                "that takes a memory that learns and whose architecture reads without gates."
+            )
         if (self.persistent_tokens or 0) < 0:
             raise ValueError(
                 f"model.persistent_tokens must be at least 0, got {self.persistent_tokens}."
             )
-        if self.block == "memory" and not self._windowed and self.persistent_tokens:
-            raise ValueError(
-                "model.persistent_tokens are of sliding-window attention, which "
-                f"{self.memory} does not have: leave it out, or set model.hybrid=True."
-            )
+        attends = self._windowed or self.block != "memory"
+        used = {
+            "window": ("a sliding window", attends and self.block != "mac"),
+            "segment": ("segments, as in titans_mac", self.block == "mac"),
+            "persistent_tokens": ("attention with persistent tokens", attends),
+        }
+        hint = "leave it out, or set model.hybrid=True."
+        for name, (owner, here) in used.items():
+            if getattr(self, name) is not None and not here:
+                raise ValueError(
+                    f"model.{name} is for models with {owner}, which {self.memory} does not have: "
+                    + ("leave it out." if attends or name == "segment" else hint)
+                )
         if self.block != "memory":
             _ = self.attention  # checks it
 
@@ -149,9 +204,20 @@ class ModelConfig:
     @property
     def block(self) -> BlockKind:
         """What mixes the sequence in a block."""
-        if self.hybrid is None:
-            return zoo.row(self.memory).block
+        kind = zoo.row(self.memory).block
+        if self.hybrid is None or kind in ("mac", "mag", "mal"):
+            return kind
         return "hybrid" if self.hybrid else "memory"
+
+    @property
+    def window_size(self) -> int:
+        """Tokens that sliding-window attention sees."""
+        return WINDOW if self.window is None else self.window
+
+    @property
+    def segment_size(self) -> int:
+        """Tokens a segment of the memory as context."""
+        return SEGMENT if self.segment is None else self.segment
 
     @property
     def attention(self) -> "ModelConfig":
@@ -166,7 +232,8 @@ class ModelConfig:
             chunk_size=None,
             rotary=None,
             # [recalled, token] for every token of a segment.
-            window=2 * self.segment if self.block == "mac" else self.window,
+            window=2 * self.segment_size if self.block == "mac" else self.window_size,
+            segment=None,
             persistent_tokens=count,
         )
 
@@ -178,7 +245,7 @@ class ModelConfig:
         """The memory of every block."""
         choices = {} if self.chunk_size is None else {"chunk_size": self.chunk_size}
         if self._windowed:
-            choices |= {"window": self.window, "persistent": self.persistent_tokens or 0}
+            choices |= {"window": self.window_size, "persistent": self.persistent_tokens or 0}
         return zoo.get(self.memory, **choices)
 
     def flops_per_token(self, window: int) -> float:
@@ -191,7 +258,7 @@ class ModelConfig:
             mixing += self.attention._mixing_flops(window)
         elif self.block == "mac":
             # Two tokens of attention for each, a recall, its query and its way into the stream.
-            mixing += 2 * self.attention._mixing_flops(2 * min(self.segment, window))
+            mixing += 2 * self.attention._mixing_flops(2 * min(self.segment_size, window))
             mixing += self._recall_flops()
         block = mixing + 2 * 3 * self.dim * self.hidden_dim
         return self.depth * block + 2 * self.dim * self.vocab_size

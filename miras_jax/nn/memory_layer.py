@@ -104,7 +104,8 @@ class MemoryLayer(nnx.Module):
                 gates[stream.name] = GateProjection(stream, dim, heads, count, rank, rngs)
         self.inputs, self.gates, self.learned = nnx.Dict(inputs), nnx.Dict(gates), nnx.Dict(learned)
         if options.shift:
-            self.shift = TokenShift(("query", "key", "value", *inputs, *gates), dim)
+            readers = ("query", "key", "value", *inputs, *gates)
+            self.shift = TokenShift((*readers, "gate") if options.output_gate else readers, dim)
         if options.convolution:
             self.convolutions = nnx.Dict(
                 {
@@ -181,7 +182,8 @@ class MemoryLayer(nnx.Module):
         return y, LayerState(before, memory, diagnostics)
 
     def _place(self, x: jax.Array, state: LayerState | None) -> jax.Array:
-        """Each token's place in its chunk `[B, T]`; the grid of chunks is the row's."""
+        """Each token's place in its chunk `[B, T]`; the grid of chunks is the row's. An exact
+        memory keeps no grid, and its configuration refuses what asks for one."""
         batch, total = x.shape[:2]
         phase = jnp.zeros(batch, jnp.int32)
         if state is not None and isinstance(state.memory, State):
@@ -221,7 +223,8 @@ class MemoryLayer(nnx.Module):
         for name, constant in self.learned.items():
             inputs[name] = constant(place)
         if options.output_gate:
-            gate = ACTIVATIONS[options.gate_activation](self.output_gate(x))
+            gate = self.output_gate(of.get("gate", x))
+            gate = ACTIVATIONS[options.gate_activation](gate)
             inputs["gate"] = gate.reshape(*x.shape[:2], heads, -1)
         return inputs, after
 

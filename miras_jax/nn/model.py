@@ -128,8 +128,10 @@ class LanguageModel(nnx.Module):
         Args:
           tokens: int `[B, T]`, ids below `vocab_size`.
           state: what was read before; None begins anew.
-          segment_ids: int `[B, T]`, non-decreasing in a row, the documents of a packed row; a
-            packed document gets the logits it gets alone. None goes on with the state's.
+          segment_ids: int `[B, T]`, non-decreasing in a row, the documents of a packed row, none of
+            which sees another; None goes on with the state's. A packed document gets the logits it
+            gets alone if it begins on the row's grid of chunks (which an exact memory has not)
+            and, in `titans_mac`, of segments.
 
         Returns:
           logits float32 `[B, T, vocab_size]`, and the state after the last token.

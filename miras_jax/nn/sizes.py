@@ -4,11 +4,20 @@ The paper gives blocks, width and heads of the first three and a peak learning r
 out the width of the SwiGLU, whether embeddings are tied, and the shape of the 1.3B model. Here the
 vocabulary is 32,000 (Llama 2's, as in Titans), and the SwiGLU takes what is left of the parameters
 named, which comes to between 2.2 and 4 times the width.
+
+The names hold, within 3%, for the paper's three models, which also get rotary positions here, as do
+their hybrids. Other models have the same width, depth and SwiGLU with the layer and the rotary
+positions of the zoo, and with them their own number of parameters. Of "340m", 343M in `yaad`: the
+transformer has 303M, the hybrids 323M, RetNet 404M, `titans_mag` and `titans_mal` 444M,
+`titans_mac` 494M. For a comparison at equal parameters change `ff_dim`.
 """
 
 from functools import partial
 
 from miras_jax.nn.config import ModelConfig
+
+ROTARY = ("moneta", "yaad", "memora", "moneta_h", "yaad_h", "memora_h")
+"""The models of the paper."""
 
 
 def _size(memory: str, *, dim: int, depth: int, heads: int, ff_dim: int, tie: bool) -> ModelConfig:
@@ -19,7 +28,7 @@ def _size(memory: str, *, dim: int, depth: int, heads: int, ff_dim: int, tie: bo
         depth=depth,
         heads=heads,
         ff_dim=ff_dim,
-        rotary=True,
+        rotary=True if memory in ROTARY else None,
         tie_embeddings=tie,
         dtype="bfloat16",
     )

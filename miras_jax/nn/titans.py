@@ -104,7 +104,7 @@ class MemoryAsContext(nnx.Module):
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         dim, dtype = config.dim, jnp.dtype(config.dtype)
-        self.segment = config.segment
+        self.segment = config.segment_size
         self.memory = MemoryLayer(config, rngs=rngs)
         self.attention = MemoryLayer(config.attention, rngs=rngs)
         sizes = self.memory.parameters

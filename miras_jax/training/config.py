@@ -3,7 +3,6 @@
 import dataclasses
 import math
 
-from miras_jax.memory import Memory
 from miras_jax.nn import ModelConfig
 from miras_jax.training.errors import UserError
 
@@ -92,7 +91,8 @@ class LogConfig:
     every: int = 10
     """Steps between records in metrics.jsonl; the first and the last step are always written."""
     diagnostics_every: int = 0
-    """Steps between records of what the inner loops of the memories do; 0 writes none."""
+    """Steps between records of what the inner loops of the memories do; 0, and a model of attention
+    alone, writes none."""
     diagnostics_tokens: int = 256
     """Tokens, the first of a batch's first row, over which they are taken."""
 
@@ -166,11 +166,6 @@ def validate(config: TrainConfig) -> None:
     ):
         if count < 0:
             raise UserError(f"{name} must not be negative, got {count}")
-    if config.log.diagnostics_every and not isinstance(model.build_memory(), Memory):
-        raise UserError(
-            f"log.diagnostics_every is for memories that learn, but {model.memory} keeps pairs and"
-            f" has no inner loop; it must be 0, got {config.log.diagnostics_every}"
-        )
     if data.batch_size % (parts := mesh.data * mesh.fsdp * config.accumulation):
         raise UserError(
             f"data.batch_size {data.batch_size} must be a multiple of mesh.data x mesh.fsdp"

@@ -20,6 +20,7 @@ from miras_jax.data import (
     train_iterator,
     validation_batches,
 )
+from miras_jax.memory import Memory
 from miras_jax.nn import LanguageModel, generate
 from miras_jax.nn.partition import BATCH
 from miras_jax.training import checkpoint
@@ -107,7 +108,7 @@ def train(
         # The backward pass takes twice the products of the forward pass.
         training_flops = 3 * config.model.flops_per_token(data.window)
         evaluate = make_evaluation(config, corpus, mesh)
-        diagnose = make_diagnosis(config, mesh)
+        diagnose = make_diagnosis(config, mesh) if diagnoses(config) else None
         metadata = checkpoint.describe(config, corpus)
         monitor = stack.enter_context(
             Monitor(
@@ -133,7 +134,7 @@ def train(
                     monitor.drain()
                     monitor.evaluation(step, evaluate(state.params))
                     monitor.pause()
-                if (every := config.log.diagnostics_every) and step % every == 0:
+                if diagnose and step % config.log.diagnostics_every == 0:
                     monitor.drain()
                     monitor.diagnosis(step, diagnose(state.params, tokens))
                     monitor.pause()
@@ -229,14 +230,27 @@ def make_evaluation(
     return evaluate
 
 
+def diagnoses(config: TrainConfig) -> bool:
+    """Whether the run writes what inner loops do: attention alone has none."""
+    return config.log.diagnostics_every > 0 and isinstance(config.model.build_memory(), Memory)
+
+
 def opening(config: TrainConfig, corpus: Corpus, mesh: Mesh, abstract: State, start: int) -> str:
-    """Returns the line that says what is trained, on what and from where."""
+    """Returns the line that says what is trained, on what and from where, and another where no
+    diagnosis can be made."""
     parameters = sum(x.size for x in jax.tree.leaves(abstract.params))
     shape = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
+    nothing_to_diagnose = ""
+    if config.log.diagnostics_every and not diagnoses(config):
+        nothing_to_diagnose = (
+            f"\n{config.model.memory} keeps pairs and has no inner loop:"
+            " log.diagnostics_every writes nothing"
+        )
     return (
         f"{config.model.memory}, {parameters:,} parameters; {corpus.description};"
         f" {mesh.size} of {jax.device_count()} {jax.default_backend()} device(s), {shape};"
         f" {'continuing after step ' + str(start) if start else 'starting'} in {config.directory}"
+        f"{nothing_to_diagnose}"
     )
 
 

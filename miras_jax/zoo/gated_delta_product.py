@@ -3,7 +3,8 @@
     S <- exp(g_t) S_{t-1},  g_t = -A_h softplus(x_t w_h + b_h)
     S <- S + beta_{t,j} k_{t,j}^T (v_{t,j} - k_{t,j} S),  j = 1, 2          y_t = q_t S
 
-DeltaProduct with Gated DeltaNet's decay once a token; the layer and the departures are theirs.
+DeltaProduct with Gated DeltaNet's decay once a token; the layer is theirs. Departs: as
+`delta_product` and `gated_deltanet`.
 """
 
 from miras_jax.memory import L2Decay, Memory, SeveralSteps

@@ -4,8 +4,8 @@
     S_t = S' + k_t^T (w_t * v_t - (e_t * k_t) S')          y_t = q_t S_t
     e_t, w_t = sigmoid(x_t W_e), sigmoid(x_t W_w), per key and per value channel
 
-KDA with the step taken apart: one gate erases, another writes. The layer is KDA's, with its
-departures.
+KDA with the step taken apart: one gate erases, another writes. The layer is KDA's. Departs: as
+`kda`.
 """
 
 from miras_jax.memory import Decoupled, Gate, L2Decay, Memory

@@ -5,8 +5,8 @@
     eta_s = sigmoid(x_s w_h + b_h) / (10 K),  u_i = max(1 / i + c_i, 0) at the chunk's i-th token
     y_t = M(W_t; q_t)
 
-TTT-Linear with an inner MLP of four times the width and a tenth of its learning rate; the layer and
-the departures are TTT-Linear's.
+TTT-Linear with an inner MLP of four times the width and a tenth of its learning rate; the layer is
+TTT-Linear's. Departs: as `ttt_linear`.
 """
 
 from miras_jax.memory import MLP, Gate, GradientDescent, Memory

@@ -14,16 +14,16 @@ from miras_jax.memory import Memory
 from miras_jax.nn import LanguageModel, ModelConfig, partition
 from miras_jax.nn.memory_layer import LayerState
 
-SMALL = ModelConfig(dim=16, depth=2, heads=2, vocab_size=32, ff_dim=32, window=5, segment=6)
+SMALL = ModelConfig(dim=16, depth=2, heads=2, vocab_size=32, ff_dim=32)
 LEARNING = [row.name for row in zoo.table() if isinstance(row.memory, Memory)]
 # A chunked delta rule, a deep memory with gradients at the chunk's start, and memories beside,
 # before and behind attention.
 MODELS = {
     "delta": {"memory": "gated_deltanet"},
     "deep": {"memory": "yaad"},
-    "hybrid": {"memory": "gated_deltanet", "hybrid": True},
-    "mag": {"memory": "titans_mag"},
-    "mac": {"memory": "titans_mac"},
+    "hybrid": {"memory": "gated_deltanet", "hybrid": True, "window": 5},
+    "mag": {"memory": "titans_mag", "window": 5},
+    "mac": {"memory": "titans_mac", "segment": 6},
 }
 
 

@@ -5,6 +5,7 @@ that do not divide each other.
 """
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ from flax import nnx
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from miras_jax import zoo
 from miras_jax.nn import LanguageModel, ModelConfig, generate, partition
 
 MODELS = {
@@ -23,15 +25,21 @@ MODELS = {
     "mal": {"memory": "titans_mal"},
     "mac": {"memory": "titans_mac"},
 }
-SMALL = ModelConfig(
-    dim=16, depth=2, heads=2, vocab_size=32, ff_dim=32, remat=False, window=5, segment=6
-)
+# Hybrids of memories with layers of their own, read in any way like the others.
+HYBRIDS = {
+    "moneta_h": {"memory": "moneta_h"},
+    **{f"{n}-hybrid": {"memory": n, "hybrid": True} for n in ("hgrn2", "ttt_linear", "rwkv7")},
+}
+SMALL = ModelConfig(dim=16, depth=2, heads=2, vocab_size=32, ff_dim=32, remat=False)
+WINDOW, SEGMENT = 5, 6
 # Logits of a float32 model are sums of some hundred terms of size 1: a few 1e-6 of rounding.
 FLOAT32 = 2e-5
 
 
 def model_of(name: str, **changes) -> LanguageModel:
-    config = dataclasses.replace(SMALL, chunk_size=4, **{**MODELS[name], **changes})
+    small = {"segment": SEGMENT} if name == "mac" else {"window": WINDOW}
+    changes = {**small, **(MODELS | HYBRIDS)[name], **changes}
+    config = dataclasses.replace(SMALL, chunk_size=4, **changes)
     model = LanguageModel(config, rngs=nnx.Rngs(jax.random.key(0)))
     # Away from the starts where gates are constant and logits tiny.
     keys = iter(jax.random.split(jax.random.key(1), len(jax.tree.leaves(model))))
@@ -51,7 +59,7 @@ def loss(model, tokens):
     return -jnp.mean(jnp.take_along_axis(log_probs, tokens[:, 1:, None], axis=-1))
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [*MODELS, *HYBRIDS])
 def test_one_text_read_in_any_way(name):
     """Causal; in pieces and token by token as at once; the state of constant size."""
     model, tokens = model_of(name), tokens_of(2, 24)
@@ -75,7 +83,7 @@ def test_one_text_read_in_any_way(name):
     assert jnp.max(jnp.abs(jnp.concatenate(pieces, 1) - expected)) < FLOAT32
 
 
-@pytest.mark.parametrize("name", ["window", "hybrid", "mag", "mac"])
+@pytest.mark.parametrize("name", MODELS)
 def test_packed_documents_equal_themselves_alone(name):
     model, tokens = model_of(name), tokens_of(2, 24)
     # On the grid of chunks and segments, where a document alone begins too.
@@ -106,7 +114,8 @@ def test_generates_what_it_predicts():
 @pytest.mark.parametrize("name", ["hybrid", "mag", "mac"])
 def test_every_parameter_is_learned_and_a_mesh_changes_nothing(name):
     """Loss and gradients, with windows and segments shorter than the text."""
-    model, tokens = model_of(name, segment=4, remat=True), tokens_of(4, 13)
+    segment = {"segment": 4} if name == "mac" else {}
+    model, tokens = model_of(name, remat=True, **segment), tokens_of(4, 13)
     expected = jax.jit(jax.value_and_grad(loss))(model, tokens)
     mesh = jax.make_mesh((2, 2, 2), partition.AXES, axis_types=(AxisType.Auto,) * 3)
     shardings = jax.tree_util.tree_map_with_path(
@@ -133,14 +142,55 @@ def test_every_parameter_is_learned_and_a_mesh_changes_nothing(name):
 def test_any_memory_can_alternate_with_attention():
     """`hybrid` changes the blocks, not the memory; the zoo's hybrids are the same with it set."""
     plain = dataclasses.replace(SMALL, memory="gated_deltanet")
-    hybrid = dataclasses.replace(plain, hybrid=True)
+    hybrid = dataclasses.replace(plain, hybrid=True, window=WINDOW)
     assert hybrid.build_memory() == plain.build_memory()
-    assert hybrid.attention.build_memory().window == SMALL.window
+    assert hybrid.attention.build_memory().window == WINDOW
+    assert dataclasses.replace(SMALL, memory="yaad_h").attention.build_memory().window == 2048
+    assert dataclasses.replace(SMALL, memory="yaad_h", hybrid=False).block == "memory"
+    assert dataclasses.replace(SMALL, memory="titans_mal", hybrid=False).block == "mal"
     assert dataclasses.replace(SMALL, memory="yaad", hybrid=True).block == "hybrid"
     assert dataclasses.replace(SMALL, memory="yaad_h").block == "hybrid"
     model = LanguageModel(hybrid, rngs=nnx.Rngs(0))
     assert model.blocks.memory.memory_norm.scale.shape == (SMALL.depth // 2, SMALL.dim)
     assert model(tokens_of(1, 3))[0].shape == (1, 3, SMALL.vocab_size)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, [("linear_attention", i) for i in range(4)]),
+        (
+            {"hybrid": True},
+            [
+                ("linear_attention", 0),
+                ("sliding_window_attention", 1),
+                ("linear_attention", 2),
+                ("sliding_window_attention", 3),
+            ],
+        ),
+        (
+            {"memory": "titans_mal"},
+            [(n, i) for i in range(4) for n in ("titans_mal", "sliding_window_attention")],
+        ),
+    ],
+)
+def test_layers_know_their_index(changes, expected, monkeypatch):
+    """What `Facts.layer` gives to a row's `prepare`: of a hybrid's blocks every one has its own."""
+    seen = []
+
+    def prepare(name, inputs, facts):
+        jax.debug.callback(lambda layer: seen.append((name, int(layer))), facts.layer)
+        return inputs
+
+    monkeypatch.setattr(zoo, "ROWS", dict(zoo.ROWS))
+    for name in {name for name, _ in expected}:
+        layer = dataclasses.replace(zoo.row(name).layer, prepare=functools.partial(prepare, name))
+        zoo.ROWS[name] = dataclasses.replace(zoo.row(name), layer=layer)
+    config = dataclasses.replace(SMALL, **{"memory": "linear_attention", "depth": 4, **changes})
+    model = LanguageModel(config, rngs=nnx.Rngs(0))
+    jax.block_until_ready(read(model, tokens_of(1, 3)))
+    jax.effects_barrier()
+    assert sorted(seen) == sorted(expected)  # callbacks may come in any order
 
 
 def test_persistent_tokens_are_of_titans_unless_asked_for():
@@ -154,7 +204,11 @@ def test_persistent_tokens_are_of_titans_unless_asked_for():
 
 
 def test_flops_stop_growing_with_the_window():
-    cost = lambda name, total: ModelConfig(memory=name, window=64).flops_per_token(total)  # noqa: E731
+
+    def cost(name, total):
+        window = {} if name == "yaad" else {"window": 64}
+        return ModelConfig(memory=name, **window).flops_per_token(total)
+
     for name in ("sliding_window_attention", "yaad_h", "titans_mag", "titans_mal"):
         assert cost(name, 16) < cost(name, 4096) < 1.01 * cost(name, 2048)
     # Two blocks of a hybrid lie between two of its parts.
@@ -169,13 +223,21 @@ def test_flops_stop_growing_with_the_window():
     [
         ({"memory": "yaad_h", "depth": 3}, "even, got 3"),
         ({"memory": "titans_mag", "hybrid": True}, "leave it out"),
-        ({"memory": "yaad", "persistent_tokens": 4}, "which yaad does not have"),
+        ({"memory": "yaad", "persistent_tokens": 4}, "which yaad does not have.*model.hybrid=True"),
+        ({"memory": "yaad", "window": 4}, "model.window .* which yaad does not have"),
+        ({"memory": "titans_mac", "window": 4}, "model.window .* titans_mac does not have"),
+        ({"memory": "titans_mag", "segment": 4}, "model.segment .* titans_mag does not have"),
+        ({"memory": "attention_mac"}, "takes a memory that learns"),
+        ({"memory": "mesanet_mac"}, "whose architecture reads without gates"),
         ({"memory": "yaad_h", "persistent_tokens": -1}, "at least 0"),
         ({"window": 0}, "model.window must be at least 1"),
         ({"segment": 0}, "model.segment must be at least 1"),
         ({"memory": "yaad_h", "dim": 6, "heads": 2}, "even head width"),
     ],
 )
-def test_config_refuses(changes, words):
+def test_config_refuses(changes, words, monkeypatch):
+    monkeypatch.setattr(zoo, "ROWS", dict(zoo.ROWS))
+    for name, like in (("attention_mac", "transformer"), ("mesanet_mac", "mesanet")):
+        zoo.register(dataclasses.replace(zoo.row(like), name=name, block="mac"))
     with pytest.raises(ValueError, match=words):
         dataclasses.replace(SMALL, **changes)

@@ -16,6 +16,7 @@ from miras_jax.nn.memory_layer import Context
 from miras_jax.zoo import LayerOptions, Stream
 
 CONFIG = ModelConfig(dim=16, depth=2, heads=2, vocab_size=32, ff_dim=32, gate_rank=3)
+PLACED = Stream("offset", Gate(activation="identity", source="learned"), of_chunk=True)
 NAMES = [row.name for row in zoo.table() if row.block == "memory"]
 
 
@@ -159,6 +160,44 @@ def test_every_parameter_has_a_rule(name):
             assert axes <= {"tensor"}
         elif "gates" not in key:
             assert axes == {"fsdp", "tensor"}
+
+
+@pytest.mark.parametrize(
+    ("like", "changes", "words"),
+    [
+        (
+            "deltanet",
+            {"rotary": True, "rotary_within": "chunk"},
+            "is exact and keeps no grid",
+        ),
+        ("deltanet", {"streams": (PLACED,)}, r"place in its chunk \(offset\)"),
+        ("mesanet", {"not_convolved": ("value", "values")}, "leaves values without a conv"),
+    ],
+)
+def test_config_refuses_layers_that_do_not_fit_the_memory(like, changes, words, monkeypatch):
+    monkeypatch.setattr(zoo, "ROWS", dict(zoo.ROWS))
+    layer = dataclasses.replace(zoo.row(like).layer, **changes)
+    zoo.register(dataclasses.replace(zoo.row(like), name="odd", layer=layer))
+    with pytest.raises(ValueError, match=words):
+        dataclasses.replace(CONFIG, memory="odd")
+
+
+def test_every_projection_reads_the_shifted_token(monkeypatch):
+    """With mixtures that take the token before and nothing else, no token sees itself."""
+    monkeypatch.setattr(zoo, "ROWS", dict(zoo.ROWS))
+    options = LayerOptions(shift=True, convolution=False)
+    zoo.register(dataclasses.replace(zoo.row("gated_deltanet"), name="shifted", layer=options))
+    layer = MemoryLayer(config_of("shifted"), rngs=nnx.Rngs(0))
+    assert {"query", "key", "value", "gate", *layer.gates} == set(layer.shift.mix)
+    for mix in layer.shift.mix.values():
+        mix[...] = jnp.ones_like(mix[...])
+    x = draw(1, 5, 16)
+    read = jax.jit(lambda x: layer(x, None, Context(jnp.arange(5)[None], None, None))[0])
+    changed = read(x.at[:, 2].add(1.0))
+    difference = jnp.max(jnp.abs(changed - read(x)), axis=(0, 2))
+    # x + (previous - x) rounds numbers of size 1.
+    assert jnp.all(difference[:3] < 1e-5)
+    assert difference[3] > 1e-2
 
 
 def test_names_of_streams_do_not_clash():

@@ -126,6 +126,15 @@ def test_sizes_of_the_paper(name, size, millions):
     assert count == pytest.approx(millions * 1e6, rel=0.03)
 
 
+def test_sizes_fit_every_model():
+    """The paper's models have rotary positions, the others the zoo's."""
+    for name in mj.zoo.names():
+        config = mj.nn.sizes.SIZES["170m"](name)
+        assert config.layer.rotary == (
+            name.removesuffix("_h") in ("moneta", "yaad", "memora") or mj.zoo.row(name).layer.rotary
+        )
+
+
 def test_generate_is_repeatable_and_follows_its_options():
     model = model_of("yaad")
     prompt = np.arange(30) % 32
@@ -179,6 +188,15 @@ def test_generate_refuses(options, words):
         ({"depth": 0}, "model.depth must be at least 1"),
         ({"chunk_size": 0}, "chunk_size must be at least 1"),
         ({"dim": 6, "heads": 2, "rotary": True}, "even head width"),
+        (
+            {"memory": "transformer", "chunk_size": 8},
+            "chunk_size is for memories with chunks",
+        ),
+        (
+            {"memory": "delta_product", "rotary": True},
+            r"further keys \(key_2\), .* leave model.rotary",
+        ),
+        ({"memory": "rwkv7", "rotary": True}, r"further keys \(removal, replacement\)"),
     ],
 )
 def test_config_refuses(changes, words):

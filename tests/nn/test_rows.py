@@ -16,13 +16,14 @@ from miras_jax import zoo
 from miras_jax.memory.chunk_algorithm import QUINTIC
 from miras_jax.nn import MemoryLayer, ModelConfig
 from miras_jax.nn.memory_layer import Context
-from miras_jax.zoo.row import keep
+from miras_jax.zoo.row import keep, norm_and_gate
 
 CHUNK, T, H = 4, 7, 2
 CONFIG = ModelConfig(dim=16, depth=3, heads=H, vocab_size=32, ff_dim=32, gate_rank=3)
 # Rows with functions of their own round the memory; tests/nn/test_model.py has all rows decode,
 # pack and learn.
 OWN = [row.name for row in zoo.table() if row.layer.prepare is not keep]
+FINISHED = [row.name for row in zoo.table() if row.layer.finish is not norm_and_gate]
 
 
 def config_of(name: str, **changes) -> ModelConfig:
@@ -431,6 +432,10 @@ REFERENCES = {
         lact,
     )
 }
+
+
+def test_every_row_with_functions_of_its_own_has_a_reference():
+    assert {*OWN, *FINISHED} <= set(REFERENCES)
 
 
 @pytest.mark.parametrize("name", REFERENCES)

@@ -8,8 +8,9 @@ import numpy as np
 from flax import nnx
 
 from miras_jax.memory import recall
+from miras_jax.memory.gate import unit
 from miras_jax.nn import ModelConfig
-from miras_jax.nn.layers import rotate, unit
+from miras_jax.nn.layers import rotate
 from miras_jax.nn.memory_layer import Context
 from miras_jax.nn.titans import MemoryAsContext, MemoryAsGate
 
@@ -27,7 +28,8 @@ FLOAT32 = 1e-5
 
 
 def layer_of(kind, memory: str):
-    layer = kind(dataclasses.replace(CONFIG, memory=memory), rngs=nnx.Rngs(0))
+    segment = SEGMENT if memory == "titans_mac" else None
+    layer = kind(dataclasses.replace(CONFIG, memory=memory, segment=segment), rngs=nnx.Rngs(0))
     keys = iter(jax.random.split(jax.random.key(1), len(jax.tree.leaves(layer))))
     return jax.tree.map(lambda x: x + 0.1 * jax.random.normal(next(keys), x.shape), layer)
 

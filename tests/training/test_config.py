@@ -16,7 +16,7 @@ from miras_jax.training import (
 )
 from miras_jax.training.config import validate
 from miras_jax.training.state import make_mesh
-from tests.training.toy import MODEL, toy
+from tests.training.toy import MODEL, records, toy
 
 
 def test_toy_is_valid(tmp_path):
@@ -98,9 +98,12 @@ def test_model_refuses_what_is_not_positive(field):
         dataclasses.replace(MODEL, **{field: 0})
 
 
-def test_attention_has_no_inner_loop_to_diagnose(tmp_path):
+def test_attention_has_no_inner_loop_to_diagnose(tmp_path, capsys):
+    """A run of attention alone says so once and goes on."""
     model = dataclasses.replace(MODEL, memory="transformer", chunk_size=None)
-    config = toy(tmp_path, model=model, log=LogConfig(diagnostics_every=5))
-    with pytest.raises(UserError, match="transformer keeps pairs and has no inner loop"):
-        validate(config)
-    validate(dataclasses.replace(config, log=LogConfig()))
+    log = LogConfig(every=1, diagnostics_every=1)
+    evaluation = EvaluationConfig(batches=1, sample_tokens=0)
+    config = toy(tmp_path, model=model, log=log, evaluation=evaluation, steps=1)
+    train(config)
+    assert "log.diagnostics_every writes nothing" in capsys.readouterr().out
+    assert not any(name.startswith("inner/") for record in records(config) for name in record)

@@ -23,7 +23,7 @@ from miras_jax.training import (
     train,
 )
 from miras_jax.training.checkpoint import find_checkpoint, load_model
-from tests.training.toy import records, toy, write_text
+from tests.training.toy import MODEL, records, toy, write_text
 
 
 def weights(config):
@@ -143,6 +143,19 @@ def test_continues_what_was_killed_while_writing(finished, uninterrupted, latest
     assert steps_on_disk(finished) == [2, 4, 6]  # and nothing half written
     for x, y in zip(weights(finished), weights(uninterrupted[0]), strict=True):
         np.testing.assert_array_equal(x, y)
+
+
+def test_a_hybrid_trains_goes_on_and_is_loaded(tmp_path):
+    model = dataclasses.replace(MODEL, hybrid=True, depth=2, window=4, remat=False)
+    config = toy(tmp_path, model=model, steps=3)
+    train(config)
+    whole, expected = records(config), weights(config)
+    shutil.rmtree(pathlib.Path(config.directory, "checkpoints/3"))
+    train(config)
+    assert records(config) == whole
+    for x, y in zip(weights(config), expected, strict=True):
+        np.testing.assert_array_equal(x, y)
+    assert load_model(config.directory)[0].config == model
 
 
 def test_one_process_at_a_time(finished):
