@@ -61,41 +61,22 @@ def blocks(log_decay: jax.Array, lag: int) -> Blocks:
     size = min(BLOCK, length)
     count = -(-length // size)
     rho = jnp.pad(jnp.exp(log_decay), ((0, count * size - length), (0, 0)), constant_values=1.0)
-    tokens = _unstack(rho.reshape(count, size, n), 1)
-    from_start = _running(tokens, lag)
-    whole = _unstack(_running(tokens, 0)[-1], 0)
-    earlier = jnp.tri(count, k=-1, dtype=bool).T[:, :, None]
+    rho = rho.reshape(count, size, n)
+
+    def product(chosen, factors):
+        """Of the factors `[b, j, n]` that `chosen [..., j]` says: `[b, ..., n]`, in one pass."""
+        factors = jnp.expand_dims(factors, tuple(range(1, chosen.ndim)))
+        return jnp.prod(jnp.where(chosen[..., None], factors, 1.0), axis=-2)
+
+    t, i, j = (jnp.arange(size).reshape(shape) for shape in ((-1, 1, 1), (1, -1, 1), (1, 1, -1)))
+    c, b, k = (jnp.arange(count).reshape(shape) for shape in ((-1, 1, 1), (1, -1, 1), (1, 1, -1)))
+    between = product((c < k) & (k < b), jnp.prod(rho, axis=1)[None])[0]
     return Blocks(
-        to_end=jnp.stack(_running(tokens[::-1], 1)[::-1], axis=1),
-        between=jnp.where(earlier, jnp.stack(_since(whole, 1), axis=1), 0.0),
-        from_start=jnp.stack(from_start, axis=1),
-        within=jnp.stack([jnp.moveaxis(x, 0, 1) for x in _since(tokens, lag)], axis=1),
+        to_end=product((i < j)[0], rho),
+        between=jnp.where(c < b, between, 0.0),
+        from_start=product((j <= t - lag)[:, 0], rho),
+        within=product((i < j) & (j <= t - lag), rho),
     )
-
-
-def _unstack(x: jax.Array, axis: int) -> list[jax.Array]:
-    return [jnp.squeeze(part, axis) for part in jnp.split(x, x.shape[axis], axis)]
-
-
-def _running(factors: list[jax.Array], lag: int) -> list[jax.Array]:
-    """For each t the product of the factors up to t, or before t with a lag."""
-    products, total = [], jnp.ones_like(factors[0])
-    for factor in factors:
-        products += [total] if lag else [total * factor]
-        total = total * factor
-    return products
-
-
-def _since(factors: list[jax.Array], lag: int) -> list[jax.Array]:
-    """For each t the products of the factors after i and up to t (before t with a lag), stacked
-    over i; 1 for i >= t."""
-    rows, row = [], jnp.ones((len(factors), *factors[0].shape), factors[0].dtype)
-    index = jnp.arange(len(factors)).reshape((-1,) + (1,) * factors[0].ndim)
-    for t, factor in enumerate(factors):
-        after = jnp.where(index < t, row * factor, 1.0)
-        rows += [row] if lag else [after]
-        row = after
-    return rows
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4,))
