@@ -29,7 +29,7 @@ import numpy as np
 import miras_jax as mj
 from miras_jax.memory import Memory
 
-LENGTHS = (512, 1024, 2048, 4096, 8192, 16384)
+LENGTHS = (512, 2048, 4096, 8192, 16384)
 LINEAR_FROM = 2048
 FREE = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2
 """Bytes that a program may allocate: half of the machine's memory."""
