@@ -43,7 +43,7 @@ lint: $(READY)  ## Check style and formatting
 
 bench: $(READY)  ## Time the memories on this machine
 	@# glibc keeps what is freed: pages that are mapped anew at every call would be timed too.
-	MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=68719476736 MALLOC_TOP_PAD_=268435456 \\
+	MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=68719476736 MALLOC_TOP_PAD_=268435456 \
 	  $(BIN)/python experiments/bench_memory.py --out docs/results/memories.md
 
 alignment: $(READY)  ## Write docs/alignment.md from the code and the tests
