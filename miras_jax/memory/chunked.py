@@ -147,6 +147,8 @@ def _end_of_chunk(memory, initial, start, after: Head, chunk: Chunk, docs, compl
         counts = (docs.same[-1] & docs.live).astype(chunk.q.dtype)
         optimizer = tally(choose(fresh, begun, after.optimizer), chunk.gates, counts)
         after = after._replace(optimizer=optimizer)
+    if complete is False:
+        return after
     done = commit(memory, initial, choose(fresh, initial_written, start), after, chunk)
     return done if complete is True else choose(complete, done, after)
 

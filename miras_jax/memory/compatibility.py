@@ -2,13 +2,16 @@
 
 from collections.abc import Iterator
 
-from miras_jax.memory.algorithm import GradientDescent, Momentum
-from miras_jax.memory.architecture import Architecture, NormalEquations
+from miras_jax.memory.algorithm import GradientDescent, Implicit, Momentum
+from miras_jax.memory.architecture import Architecture, NormalEquations, Vector
+from miras_jax.memory.bias import Bias
 from miras_jax.memory.retention import Retention
 
 
 def why_not_exact(memory) -> str:
     """Why the gradients of a memory are taken at the chunk's start; empty if they are not."""
+    if memory.gradient == "chunk":
+        return "gradient='chunk'"
     if not memory.architecture.linear:
         return "the architecture is not linear"
     if memory.bias.curvature is None:
@@ -22,7 +25,7 @@ def why_not_exact(memory) -> str:
     per_value = [name for name, gate in memory.gates.items() if gate.per == "value"]
     per_value = [name for name in per_value if not memory.gates[name].is_input and name != "write"]
     if memory.bias.curvature and per_value and not _apart(memory.architecture):
-        return f"l2 couples the value channels that {per_value} would steer apart"
+        return f"{per_value} would give every value channel a triangular system of its own"
     return ""
 
 
@@ -44,6 +47,7 @@ def check(memory) -> None:
 def _problems(memory) -> Iterator[str]:
     kinds = {
         "architecture": Architecture,
+        "bias": Bias,
         "retention": Retention,
         "algorithm": GradientDescent,
     }
@@ -51,6 +55,7 @@ def _problems(memory) -> Iterator[str]:
         choice = getattr(memory, name)
         if not isinstance(choice, kind):
             yield f"{name} must be one of miras_jax.memory ({kind.__name__}), got {choice!r}."
+            return
     if memory.chunk_size < 1:
         yield f"chunk_size must be at least 1, got {memory.chunk_size}."
     if memory.read not in ("token", "chunk", "commit"):
@@ -86,18 +91,20 @@ def _architecture(memory) -> Iterator[str]:
             f"{type(architecture).__name__} starts at zero: choose an architecture with a "
             "learned start."
         )
-    unknown = sorted(set(algorithm.layer_steps) - set(layers))
+    written = {name for name, layer in layers.items() if not layer.frozen}
+    unknown = sorted(set(algorithm.layer_steps) - written)
     if unknown:
-        yield f"layer_steps name {unknown}; the layers are {sorted(layers)}."
+        yield f"layer_steps name {unknown}; the layers that are written are {sorted(written)}."
     if isinstance(architecture, NormalEquations):
         plain = type(algorithm) is GradientDescent and not algorithm.normalized
-        gates = (memory.gates.get("step"), memory.gates.get("log_decay"))
+        gates = {**retention.gates, **algorithm.gates}.values()
+        plain &= not algorithm.layer_steps
         if memory.bias.curvature != 0 or not memory.exact or not plain:
             yield (
                 "NormalEquations accumulates k^T k and k^T v as they are: choose DotProduct(), a "
                 "retention with the identity link and plain GradientDescent."
             )
-        if any(gate is not None and gate.per != "head" for gate in gates):
+        if any(gate.per != "head" for gate in gates):
             yield "NormalEquations must stay symmetric: its step and decay are per head."
 
 
@@ -105,7 +112,7 @@ def _retention(memory) -> Iterator[str]:
     retention, algorithm = memory.retention, memory.algorithm
     if memory.read == "token" and not retention.scalar_link:
         yield (
-            f"{type(retention).__name__} has a link that is no multiple of the accumulator, so a "
+            f"{type(retention).__name__} keeps what is no multiple of the accumulator, so a "
             "chunk cannot read between its writes: choose read='chunk' or 'commit'."
         )
     if retention.decay_first and not memory.exact:
@@ -113,6 +120,8 @@ def _retention(memory) -> Iterator[str]:
             "decay_first=True orders decay and residual within a token, but this memory takes "
             "its gradients at the chunk's start: choose decay_first=False."
         )
+    if retention.decay_first and memory.bias.curvature == 0:
+        yield "decay_first=True orders decay and residual; the dot product has none: choose False."
     if retention.decay_first and isinstance(algorithm, Momentum):
         yield "decay_first=True is not defined with momentum: choose False."
     both = {"log_decay", "log_value_decay"} <= set(retention.gates)
@@ -133,6 +142,15 @@ def _algorithm(memory) -> Iterator[str]:
             f"{name} is defined for a linear memory with an l2 bias whose gradients are exact; "
             f"here {why_not_exact(memory) or 'the bias is the dot product'}."
         )
+    if algorithm.needs_exact and algorithm.layer_steps:
+        yield f"{name} has one step for its one layer: choose layer_steps=()."
+    if isinstance(algorithm, Implicit):
+        if isinstance(memory.architecture, Vector):
+            yield "Implicit divides by the norm of the whole key, not seen by Vector: take Matrix."
+        if algorithm.step is not None and algorithm.step.per == "key":
+            yield "Implicit has no such form for a step per key channel: choose per head or value."
+        if retention.gates and not retention.decay_first:
+            yield "An implicit step is taken from the decayed memory: choose decay_first=True."
     if algorithm.needs_exact and algorithm.normalized:
         yield f"{name} sets its own step: choose normalized=False."
     plain = retention.identity and not retention.gates and not isinstance(algorithm, Momentum)

@@ -92,7 +92,8 @@ class Gate:
         value = np.copysign(np.geomspace(*np.abs(ends), count), ends[0])
         if self.activation == "sigmoid":
             return np.log(value / (self.high - value))
-        return np.log(np.expm1(np.abs(value) / self.high))
+        x = np.abs(value) / self.high
+        return x + np.log(-np.expm1(-x))  # the inverse of softplus, for large values too
 
     def shape(self, tokens: tuple[int, ...], key_dim: int, value_dim: int) -> tuple[int, ...]:
         """Shape of the gate's values for tokens of shape `[B, T, H]`."""

@@ -1,7 +1,8 @@
 """Retention gates with a link, or a projection at the chunk's end, of their own.
 
 A link makes weights of the accumulator, `W = link(A)`; a projection replaces the accumulator of an
-identity link at the end of each chunk (with a chunk of one token: after every token).
+identity link at the end of each chunk (with a chunk of one token: after every token, which has read
+by then unless `read="commit"`).
 """
 
 import dataclasses
@@ -132,10 +133,6 @@ class KL(Retention):
         return self.scale * (layer.std or 1.0)
 
 
-def _columns_on_simplex(parameter: jax.Array, mass: float) -> jax.Array:
-    return mass * jax.nn.softmax(parameter, axis=-2)
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FDivergence(Retention):
     """Retention by the f-divergence `sum W' f(W / W')` on positive weights of constant mass (Miras
@@ -152,6 +149,7 @@ class FDivergence(Retention):
 
     commits = True
     over_inputs = True
+    scalar_link = False  # between two chunk ends the accumulator is no memory
 
     def __post_init__(self):
         super().__post_init__()
@@ -168,7 +166,13 @@ class FDivergence(Retention):
             )
 
     def start(self, parameter, layer):
-        return _columns_on_simplex(parameter, self.scale * (layer.std or 1.0) * layer.inputs)
+        return self.gain(layer) * layer.inputs * jax.nn.softmax(parameter, axis=-2)
+
+    def initial_std(self, layer):
+        return 1.0
+
+    def gain(self, layer):
+        return self.scale * (layer.std or 1.0)
 
     def commit(self, a, start, a0, layer):
         moved, mass = a - start, jnp.sum(start, axis=-2, keepdims=True)
@@ -197,7 +201,7 @@ class FDivergence(Retention):
 
 
 def ChiSquared(scale: float = 1.0) -> FDivergence:
-    """`f(t) = (t - 1)^2 / 2`: additive steps on the simplex, cut at zero."""
+    """`f(t) = (t - 1)^2 / 2`: relative steps of first order, cut at zero, where an entry stays."""
     return FDivergence(inverse=_one_plus, scale=scale)
 
 

@@ -94,7 +94,7 @@ class Memory:
     @property
     def exact(self) -> bool:
         """True if the memory is the same function at every chunk size."""
-        return self.gradient != "chunk" and not why_not_exact(self)
+        return not why_not_exact(self)
 
     @property
     def commits(self) -> bool:

@@ -23,8 +23,12 @@ def recall(memory: Memory, params: Parameters, state: State, q: jax.Array) -> ja
       `[B, T, H, V]` in the dtype of q.
 
     Raises:
-      NotImplementedError: the architecture reads with gates.
+      NotImplementedError: the memory is no `Memory`, or reads with gates or a lift.
     """
+    if not isinstance(memory, Memory) or memory.algorithm.lift is not None:
+        raise NotImplementedError(
+            f"{memory} has no answer without a token: its reads need one. Use memorize."
+        )
     if memory.architecture.gates:
         raise NotImplementedError(
             f"{type(memory.architecture).__name__} reads with the gates "

@@ -194,11 +194,15 @@ def _diagnose(memory, initial, before, after, inner, linear_of) -> Diagnostics:
         found = [jnp.mean(inner.gates[name][0]) for name in names if name in inner.gates]
         return sum(found) if found else None
 
+    def found(head):
+        """What a token can read: a memory that steps once a chunk stands still until then."""
+        return head.weights if memory.read == "token" else head.start
+
     one = jnp.ones((), inner.k.dtype)
     log_decay, step = mean(("log_decay", "log_value_decay")), mean(("step",))
     return Diagnostics(
-        loss_before=loss(before.weights),
-        loss_after=loss(after.weights),
+        loss_before=loss(found(before)),
+        loss_after=loss(found(after)),
         step_norm=norm(jax.tree.map(jnp.subtract, after.weights, before.weights)),
         memory_norm=norm(
             {

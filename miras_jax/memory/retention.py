@@ -55,6 +55,12 @@ class Retention:
     def __post_init__(self):
         if self.anchor not in ("zero", "initial"):
             raise ValueError(f"anchor must be 'zero' or 'initial', got {self.anchor!r}.")
+        for name, spec in self.gates.items():
+            if spec.range[1] > 0:
+                raise ValueError(
+                    f"{name} is a log decay, at most 0, got a gate of range {spec.range}: make it "
+                    "with log_decay(...)."
+                )
         if self.value_decay is not None and self.value_decay.per != "value":
             raise ValueError(f"value_decay is per value channel, got per={self.value_decay.per!r}.")
 

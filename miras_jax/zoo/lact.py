@@ -5,12 +5,13 @@
     W_l <- sphere(W_l + muon(P_l)),  l = gate, up, down          y_t = M(W; q_t)
 
 Every token reads the memory of the chunk's start; at its end one step is taken with the whole
-chunk's gradient, made orthogonal by five Newton-Schulz steps, and each hidden unit's weights go
-back to their first norm. q and k, scaled and shifted per channel, and v get SiLU; q and k unit norm
+chunk's gradient, made orthogonal by five Newton-Schulz steps, and each output's weights go back
+to their first norm. q and k, scaled and shifted per channel, and v get SiLU; q and k unit norm
 and rotary positions; the norm of every head is scaled by silu(x_t w_h + b_h). Departs: no
 sliding-window attention on the same q, k and v (`model.hybrid` sets it in blocks of its own); no
 norm of q and k over all heads; chunks of 64 tokens (published: 2,048 and more), so that short
-windows write too.
+windows write too; W_g and W_u start at unit variance (published: 1 / K), so that a step moves them
+sqrt(K) times less.
 """
 
 import jax

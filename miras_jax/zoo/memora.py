@@ -7,7 +7,8 @@ M(x) = x + LN(W_2 gelu(W_1 x)). With logits as the state this is the printed
 Softmax(alpha log W - eta grad) and needs no lag token; the softmax runs over the inputs of each
 output. Reads take the weights of the chunk's start, because a softmax cannot be read between two
 writes without forming it. Departs (the runs are in docs/decisions/deep-memory-defaults.md): decay
-towards the learned start; steps divided by the squared norm of a layer's input; gates per head.
+towards the learned start; steps divided by the squared norm of a layer's input; gates per head; no
+rotary positions unless `model.rotary` says so (the paper has them on).
 """
 
 from miras_jax.memory import KL, MLP, Gate, GradientDescent, Memory, log_decay

@@ -6,7 +6,8 @@
 M(x) = x + LN(W_2 gelu(W_1 x)); the link is renewed at the chunk's end (section 5.4). Departs (the
 runs are in docs/decisions/deep-memory-defaults.md): the printed link A / |A|_q^(q-2) is normalised
 by the start's norm; decay towards the learned start; steps divided by the squared norm of a layer's
-input; gates per head.
+input; gates per head; no rotary
+positions unless `model.rotary` says so (the paper has them on).
 """
 
 from miras_jax.memory import MLP, Gate, GradientDescent, Lp, Lq, Memory, log_decay

@@ -8,7 +8,8 @@
 The chunk's last W starts the next one. The layer of the Mamba backbone: q and k of one projection,
 told apart by their convolutions (no activation, v too), rotary positions within the chunk, a norm
 and a gelu gate. W starts at deviation 0.02; scale and offset of the inner LayerNorm and c are
-learned outside. Departs: the norm after the memory is of every head.
+learned outside. Departs: the norm after the memory is of every head; v is
+convolved too (published: q and k).
 """
 
 import jax.numpy as jnp
