@@ -40,7 +40,7 @@ def chunk_step(
     chunk, steps = inner_steps(memory.algorithm, chunk)
     docs = co.documents(chunk.q.shape[0], chunk.reset, chunk.live)
     layers = memory.layers(chunk.k.shape[-1], chunk.v.shape[-1])
-    written = {name: layer for name, layer in layers.items() if not layer.frozen}
+    written = memory.written(chunk.k.shape[-1], chunk.v.shape[-1])
     algorithm, retention, dtype = memory.algorithm, memory.retention, chunk.q.dtype
 
     # A memory that moves at the chunk's end alone does not decay before it either.

@@ -49,9 +49,7 @@ def commit(memory: Memory, initial: Weights, start: Weights, head: Head, tokens:
         step, state = algorithm.update(gradient, optimizer["state"], start, means)
         whole = {name: total[None] for name, total in sums.items()}
         for name, layer in layers.items():
-            gates = la.layer_gates(
-                layer, "", memory.retention.gates, whole, live, start[name].dtype
-            )
+            gates = la.layer_gates(layer, "", retention.gates, whole, live, start[name].dtype)
             anchor = initial[name] if retention.anchor == "initial" else 0.0
             kept = start[name]
             if retention.gates:

@@ -16,9 +16,10 @@ import jax
 import jax.numpy as jnp
 
 from miras_jax.memory import coefficients as co
-from miras_jax.memory.architecture import Layer
+from miras_jax.memory.architecture import Layer, Linear
 from miras_jax.memory.coefficients import Channels, Coefficients, Documents
 from miras_jax.memory.gate import Gate
+from miras_jax.memory.retention import Retention
 
 
 class LayerGates(NamedTuple):
@@ -91,6 +92,35 @@ def layer_gates(
     if axis == "outputs":
         return LayerGates(decay_in, decay_out, live.astype(dtype), step)
     return LayerGates(decay_in, decay_out, step, None)
+
+
+def formed(
+    retention: Retention,
+    layers: Mapping[str, Layer],
+    initial: Mapping[str, jax.Array],
+    weights: Mapping[str, jax.Array],
+    scales: Mapping[str, jax.Array] | None = None,
+) -> Linear:
+    """The layers with their weights formed, for one head.
+
+    Args:
+      retention: whose link makes weights of accumulators.
+      layers: all, those that are never written included.
+      initial: A_0 by layer; of those their weights.
+      weights: the accumulators to read.
+      scales: accumulators at which the link was last renewed, for a link that scales; None renews
+        it.
+    """
+
+    def linear(name: str, x: jax.Array) -> jax.Array:
+        layer, a0 = layers[name], initial[name]
+        if layer.frozen:
+            return layer.apply(x, a0)
+        if scales is None:
+            return layer.apply(x, retention.link(weights[name], a0, layer))
+        return layer.apply(x, weights[name] * retention.factor(scales[name], a0))
+
+    return linear
 
 
 class LayerCoefficients(NamedTuple):

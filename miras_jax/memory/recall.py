@@ -5,6 +5,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
+from miras_jax.memory.layer import formed
 from miras_jax.memory.memory import Memory, Parameters, State
 
 
@@ -41,15 +42,8 @@ def recall(memory: Memory, params: Parameters, state: State, q: jax.Array) -> ja
     running = state.weights if memory.read == "token" else scales
 
     def read(initial, weights, scales, q):
-        def linear(name, x):
-            if layers[name].frozen:
-                return layers[name].apply(x, initial[name])
-            if memory.read == "token":
-                w = weights[name] * memory.retention.factor(scales[name], initial[name])
-            else:
-                w = memory.retention.link(weights[name], initial[name], layers[name])
-            return layers[name].apply(x, w)
-
+        renewed = scales if memory.read == "token" else None
+        linear = formed(memory.retention, layers, initial, weights, renewed)
         return memory.architecture.read(linear, q, {})
 
     heads = jax.vmap(read, in_axes=(0, 0, 0, 1), out_axes=1)

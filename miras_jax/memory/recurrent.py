@@ -77,18 +77,8 @@ def token_step(
     if not memory.exact:
         head = head._replace(start=choose(complete, head.weights, head.start))
 
-    def linear_of(weights, scales):
-        def linear(name, x):
-            if layers[name].frozen:
-                return layers[name].apply(x, initial[name])
-            a = weights[name]
-            if scales is None:
-                w = retention.link(a, initial[name], layers[name])
-            else:
-                w = a * retention.factor(scales[name], initial[name])
-            return layers[name].apply(x, w)
-
-        return linear
+    def linear_of(weights, scales=None):
+        return la.formed(retention, layers, initial, weights, scales)
 
     if memory.read == "token":
         weights = running.weights
@@ -97,7 +87,7 @@ def token_step(
             weights = {n: start[n] + lift * (weights[n] - start[n]) for n in written}
         linear = linear_of(weights, start)
     else:
-        linear = linear_of(start if memory.read == "chunk" else head.start, None)
+        linear = linear_of(start if memory.read == "chunk" else head.start)
     y = memory.architecture.read(linear, token.q, token.gates)
     diagnostics = None
     if diagnose:
@@ -123,7 +113,7 @@ def _begin(memory: Memory, initial: Weights, head: Head, token: Chunk) -> Head:
 def _learn(memory: Memory, initial: Weights, head: Head, step: Chunk) -> Head:
     """One inner step, a chunk of one row; the state after it."""
     layers = memory.layers(step.k.shape[-1], step.v.shape[-1])
-    written = {name: layer for name, layer in layers.items() if not layer.frozen}
+    written = memory.written(step.k.shape[-1], step.v.shape[-1])
     retention, algorithm = memory.retention, memory.algorithm
     specs = {} if algorithm.steps_a_chunk else retention.gates
     specs, live = {**specs, **algorithm.gates}, jnp.ones(1, bool)
@@ -184,7 +174,7 @@ def _diagnose(memory, initial, before, after, inner, linear_of) -> Diagnostics:
     target = memory.architecture.target(last.k, last.v)
 
     def loss(weights):
-        prediction = memory.architecture.apply(linear_of(weights, None), last.k)
+        prediction = memory.architecture.apply(linear_of(weights), last.k)
         return memory.bias.loss(prediction, target, last.gates)[0]
 
     def norm(tree):
