@@ -56,7 +56,7 @@ class Layer:
         if self.kind == "dense":
             return x @ weights
         if self.kind == "diagonal":
-            return x * weights[0]
+            return x * weights
         return (x[:, :, None] * weights).reshape(x.shape[0], -1)
 
     def outer(self, u: jax.Array, d: jax.Array) -> jax.Array:

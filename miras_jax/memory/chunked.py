@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from miras_jax.memory import coefficients as co
 from miras_jax.memory import layer as la
 from miras_jax.memory.commit import commit, tally
-from miras_jax.memory.head import Chunk, Head, choose, inner_steps
+from miras_jax.memory.head import Chunk, Head, choose, inner_steps, marked
 from miras_jax.memory.memory import Memory, Weights
 from miras_jax.memory.triangular import KEPT, solve_unit_lower
 
@@ -38,7 +38,8 @@ def chunk_step(
     """
     packed = chunk.reset is not None
     chunk, steps = inner_steps(memory.algorithm, chunk)
-    docs = co.documents(chunk.q.shape[0], chunk.reset, chunk.live)
+    reset, live = (x if x is None else x[:, None] for x in (chunk.reset, chunk.live))
+    docs = co.documents(chunk.q.shape[0], reset, live)
     layers = memory.layers(chunk.k.shape[-1], chunk.v.shape[-1])
     written = memory.written(chunk.k.shape[-1], chunk.v.shape[-1])
     algorithm, retention, dtype = memory.algorithm, memory.retention, chunk.q.dtype
@@ -52,7 +53,7 @@ def chunk_step(
     }
     momentum = nesterov = None
     if head.momentum:
-        mu = chunk.gates["momentum"]
+        mu = chunk.gates["momentum"][:, None]
         momentum = co.products(jnp.where(docs.live, mu, 1.0), docs)
         nesterov = mu if algorithm.nesterov else None
     coefs = {name: la.layer_coefficients(g, docs, momentum, nesterov) for name, g in gates.items()}
@@ -79,7 +80,7 @@ def chunk_step(
             if not packed:
                 return y
             y0 = layer.apply(x, retention.link(a0, a0, layer))
-            return jnp.where(docs.fresh[:, None], y0, y)
+            return jnp.where(docs.fresh, y0, y)
 
         return linear
 
@@ -109,7 +110,7 @@ def chunk_step(
             y = y0 + chunk.gates["lift"][:, None] * (y - y0)
         factor = retention.factor(start[name], a0)
         if packed:
-            factor = jnp.where(docs.fresh[:, None], retention.factor(a0, a0), factor)
+            factor = jnp.where(docs.fresh, retention.factor(a0, a0), factor)
         return factor * y
 
     linear = token_linear if memory.read == "token" else linear_at(start)
@@ -124,7 +125,7 @@ def chunk_step(
     if momentum is not None:
         between, from_start = momentum
         carried = {
-            name: from_start[-1] * s - written[name].outer(u[name] * between[-1][:, None], d[name])
+            name: from_start[-1:] * s - written[name].outer(u[name] * between[-1:].T, d[name])
             for name, s in head.momentum.items()
         }
     after = Head(weights, carried, head.start, head.optimizer)
@@ -140,11 +141,10 @@ def chunk_step(
 
 def _end_of_chunk(memory, initial, start, after: Head, chunk: Chunk, docs, complete) -> Head:
     """The state after a chunk, committed if the chunk is complete."""
-    fresh = docs.fresh[-1]
-    initial_written = {name: initial[name] for name in after.weights}
+    fresh, initial_written = marked(chunk.reset), {name: initial[name] for name in after.weights}
     if after.optimizer:
         begun = memory.begin(initial_written, chunk.k.shape[-1], chunk.v.shape[-1])
-        counts = (docs.same[-1] & docs.live).astype(chunk.q.dtype)
+        counts = (docs.same[-1] & docs.live[:, 0]).astype(chunk.q.dtype)
         optimizer = tally(choose(fresh, begun, after.optimizer), chunk.gates, counts)
         after = after._replace(optimizer=optimizer)
     if complete is False:
@@ -185,7 +185,8 @@ def _exact_gradients(memory, layer, chunk: Chunk, u, start: la.LayerMemory, c):
     """
     curvature = memory.bias.curvature
     address = chunk.k if chunk.address is None else chunk.address
-    earlier = c.before_write() if memory.retention.decay_first else c.before(chunk.reset)
+    reset = chunk.reset if chunk.reset is None else chunk.reset[:, None]
+    earlier = c.before_write() if memory.retention.decay_first else c.before(reset)
     recalled = la.read_start(layer, address, start, earlier, chunk.reset is not None)
     coupling = la.scores(address, u, earlier)
     return solve_unit_lower(curvature * coupling, curvature * recalled - chunk.v)
@@ -249,7 +250,7 @@ def _on_grid(memory, initial, head, tokens):
         head, y = body(head, rest, False)
         ys.append(y)
         if rest.reset is not None:
-            start = choose(rest.reset.any(), {name: initial[name] for name in start}, start)
+            start = choose(marked(rest.reset), {name: initial[name] for name in start}, start)
     return head._replace(start={} if memory.exact else start), jnp.concatenate(ys)
 
 
@@ -267,7 +268,7 @@ def _off_grid(memory, initial, head, tokens, phase):
         after, y = chunk_step(memory, initial, head, chunk, chunk.live[-1])
         start = head.start
         if chunk.reset is not None:
-            start = choose(chunk.reset.any(), {name: initial[name] for name in start}, start)
+            start = choose(marked(chunk.reset), {name: initial[name] for name in start}, start)
         return after._replace(start=choose(chunk.live[-1], after.weights, start)), y
 
     chunks = jax.tree.map(lambda x: _split(place(x), size), tokens)

@@ -56,8 +56,9 @@ class Coefficients(NamedTuple):
       carry: `[C, n]`, weight of D_start.
       fresh: `[C, n]`, weight of D_initial; zero where the chunk's first document goes on.
       momentum_carry: `[C, n]`, weight of S_start.
-      write: `[C, C, n]`, weight of the gradient of token i (second axis) in the memory after
-        token t (first axis); zero for i > t and across documents.
+      write: `[C, C]`, weight of the gradient of token i (second axis) in the memory after token t
+        (first axis); zero for i > t and across documents. Per channel `Channels`, or with momentum
+        `[C, C, n]`.
     """
 
     carry: jax.Array
@@ -70,9 +71,9 @@ class Documents(NamedTuple):
     """Which tokens of a chunk belong together.
 
     Attributes:
-      fresh: bool `[C]`, the token's document began inside this chunk.
+      fresh: bool `[C, 1]`, the token's document began inside this chunk.
       same: bool `[C, C]`, t and i are of one document and i <= t.
-      live: bool `[C]`, the token exists (padding neither writes nor decays).
+      live: bool `[C, 1]`, the token exists (padding neither writes nor decays).
     """
 
     fresh: jax.Array
@@ -81,36 +82,61 @@ class Documents(NamedTuple):
 
 
 def documents(length: int, reset: jax.Array | None, live: jax.Array | None) -> Documents:
-    """Documents of a chunk from its marks: `reset [C]` where one begins, `live [C]`."""
-    same = jnp.tril(jnp.ones((length, length), bool))
-    number = jnp.zeros(length, jnp.int32)
+    """Documents of a chunk from its marks, bool `[C, 1]`: `reset` where one begins, `live`."""
+    same = lower(length)
+    number = jnp.zeros((length, 1))
     if reset is not None:
-        number = jnp.cumsum(reset.astype(jnp.int32))
-        same &= number[:, None] == number[None, :]
-    live = jnp.ones(length, bool) if live is None else live
+        number = same.astype(number.dtype) @ reset.astype(number.dtype)  # a running count
+        same &= number == number.T
+    live = jnp.ones((length, 1), bool) if live is None else live
     return Documents(fresh=number > 0, same=same, live=live)
 
 
+def lower(length: int, below: int = 0) -> jax.Array:
+    """bool `[C, C]`, `i <= t - below` for row t and column i."""
+    t, i = (jax.lax.broadcasted_iota(jnp.int32, (length, length), axis) for axis in (0, 1))
+    return i <= t - below
+
+
 def decays(log_decay: jax.Array, docs: Documents) -> jax.Array:
-    """Decay from after token i to after token t, `exp(sum_{i<j<=t} log_decay_j)` `[C, C, n]`,
-    zero outside `docs.same`, for log_decay `[C, n]`, <= 0, zero where no token lives."""
+    """Decay from after token i to after token t, `exp(sum_{i<j<=t} log_decay_j)`, zero outside
+    `docs.same`, for log_decay `[C, n]`, <= 0, zero where no token lives. `[C, C]`, or `[C, C, n]`
+    for n > 1."""
     length, dtype = log_decay.shape[0], log_decay.dtype
-    upto = jnp.tril(jnp.ones((length, length), dtype))
-    after = jnp.tril(jnp.ones((length, length), dtype), -1)  # [j, i]: i < j
-    steps = after[:, :, None] * log_decay[:, None, :]
-    between = jnp.einsum("tj,jin->tin", upto, steps)  # a sum as a product: cheap to compile and run
-    same = docs.same[:, :, None]
+    upto = lower(length).astype(dtype)
+    after = lower(length, 1).astype(dtype)  # [j, i]: i < j
+    # Sums as products: cheap to compile and to run.
+    if log_decay.shape[1] == 1:
+        same, between = docs.same, upto @ (after * log_decay)
+    else:
+        steps = after[:, :, None] * log_decay[:, None, :]
+        same, between = docs.same[:, :, None], jnp.einsum("tj,jin->tin", upto, steps)
     return jnp.where(same, jnp.exp(jnp.where(same, between, 0.0)), 0.0)
 
 
 def products(momentum: jax.Array, docs: Documents) -> tuple[jax.Array, jax.Array]:
     """Momentum carried from after token i to after token t `[C, C]`, and from the chunk's start
-    `[C]` (zero for documents that began inside). `momentum [C]` is 1 where no token lives."""
+    `[C, 1]` (zero for documents that began inside). `momentum [C, 1]` is 1 where no token lives.
+
+    Blocks of tokens are joined in pairs: between token i of the first and t of the second lie the
+    rest of the first, `to_end_i`, and the second up to t, `from_start_t`.
+    """
     length = momentum.shape[0]
-    after = jnp.tril(jnp.ones((length, length), bool), -1)
-    between = jnp.cumprod(jnp.where(after, momentum[:, None], 1.0), axis=0)
-    start = jnp.where(docs.fresh, 0.0, jnp.cumprod(momentum))
-    return jnp.where(docs.same, between, 0.0), start
+    t, i = (jax.lax.broadcasted_iota(jnp.int32, (length, length), axis) for axis in (0, 1))
+    between = (t == i).astype(momentum.dtype)
+    from_start, to_end = momentum, jnp.ones_like(momentum).T
+    for level in range((length - 1).bit_length()):
+        size = 1 << level
+        joined = (t >> (level + 1) == i >> (level + 1)) & (t >> level > i >> level)
+        between = jnp.where(joined, from_start * to_end, between)
+        # The products of whole blocks stand at their last tokens.
+        first = joined & (i & (size - 1) == size - 1)
+        second = joined & ((t & (size - 1) == size - 1) | (t == length - 1))
+        first = jnp.sum(jnp.where(first, from_start.T, 0.0), axis=1, keepdims=True)
+        second = jnp.sum(jnp.where(second, from_start, 0.0), axis=0, keepdims=True)
+        from_start = jnp.where(t[:, :1] & size > 0, from_start * first, from_start)
+        to_end = jnp.where(i[:1] & size > 0, to_end, to_end * second)
+    return jnp.where(docs.same, between, 0.0), jnp.where(docs.fresh, 0.0, from_start)
 
 
 def coefficients(
@@ -125,11 +151,10 @@ def coefficients(
       log_decay: `[C, n]`.
       docs: the chunk's documents.
       momentum: the `products` of the momentum, if any.
-      nesterov: mu `[C]` if the momentum is Nesterov's, which adds `mu_t S_t - eta_t g_t`.
+      nesterov: mu `[C, 1]` if the momentum is Nesterov's, which adds `mu_t S_t - eta_t g_t`.
     """
     start = jnp.exp(docs.same.astype(log_decay.dtype) @ log_decay)
-    fresh = docs.fresh[:, None]
-    carry, fresh_carry = jnp.where(fresh, 0.0, start), jnp.where(fresh, start, 0.0)
+    carry, fresh_carry = jnp.where(docs.fresh, 0.0, start), jnp.where(docs.fresh, start, 0.0)
     momentum_carry = jnp.zeros_like(carry)
     if log_decay.shape[1] > 1 and momentum is None:
         write = Channels(log_decay, docs.same, lag=0)
@@ -137,11 +162,19 @@ def coefficients(
     write = decays(log_decay, docs)
     if momentum is not None:
         # D_t sums S_j over the tokens j <= t, each decayed from j to t; padding adds no S.
-        live = write * docs.live.astype(write.dtype)[None, :, None]
         between, from_start = momentum
-        weighted = live if nesterov is None else live * nesterov[None, :, None]
-        momentum_carry = jnp.einsum("tjn,j->tn", weighted, from_start)
-        write = jnp.einsum("tjn,ji->tin", weighted, between)
+
+        def over_tokens(x):
+            """x `[C, 1]` of token j, to go with `write`."""
+            return x.T if write.ndim == 2 else x[None]
+
+        live = write * over_tokens(docs.live.astype(write.dtype))
+        weighted = live if nesterov is None else live * over_tokens(nesterov)
+        if write.ndim == 2:
+            momentum_carry, write = weighted @ from_start, weighted @ between
+        else:
+            momentum_carry = jnp.einsum("tjn,j->tn", weighted, from_start[:, 0])
+            write = jnp.einsum("tjn,ji->tin", weighted, between)
         if nesterov is not None:
             write += live
     return Coefficients(carry, fresh_carry, momentum_carry, write)
@@ -154,7 +187,7 @@ def before(c: Coefficients, reset: jax.Array | None) -> Coefficients:
     def begin(x, value):
         if reset is None:
             return x
-        return jnp.where(reset.reshape((-1,) + (1,) * (x.ndim - 1)), value, x)
+        return jnp.where(reset if x.ndim == 2 else reset[:, None], value, x)
 
     def shift(x, first):
         return jnp.concatenate([jnp.full_like(x[:1], first), x[:-1]])
@@ -177,6 +210,6 @@ def before_write(c: Coefficients) -> Coefficients:
     write (Gated DeltaNet's residual). For gradient descent."""
     if isinstance(c.write, Channels):
         return c._replace(write=c.write._replace(mask=jnp.tril(c.write.mask, -1)))
-    length = c.write.shape[0]
-    strict = jnp.tril(jnp.ones((length, length), bool), -1)[:, :, None]
+    strict = lower(c.write.shape[0], 1)
+    strict = strict if c.write.ndim == 2 else strict[:, :, None]
     return c._replace(write=jnp.where(strict, c.write, 0.0))

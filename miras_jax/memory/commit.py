@@ -40,10 +40,10 @@ def commit(memory: Memory, initial: Weights, start: Weights, head: Head, tokens:
     retention, algorithm = memory.retention, memory.algorithm
     weights, optimizer = dict(head.weights), head.optimizer
     if algorithm.lift is not None:
-        lift = tokens.gates["lift"][-1]
+        lift = tokens.gates["lift"][-1:, None]
         weights = {n: start[n] + lift * (weights[n] - start[n]) for n in layers}
     if algorithm.steps_a_chunk:
-        sums, live = optimizer["sums"], jnp.ones(1, bool)
+        sums, live = optimizer["sums"], jnp.ones((1, 1), bool)
         means = {name: total / jnp.maximum(optimizer["count"], 1.0) for name, total in sums.items()}
         gradient = {n: start[n] - weights[n] for n in layers}
         step, state = algorithm.update(gradient, optimizer["state"], start, means)

@@ -85,3 +85,9 @@ def inner_steps(algorithm: GradientDescent, chunk: Chunk) -> tuple[Chunk, int]:
 def choose(condition: jax.Array, a: Weights, b: Weights) -> Weights:
     """`a` where the scalar condition holds, else `b`, for every leaf."""
     return jax.tree.map(lambda x, y: jnp.where(condition, x, y), a, b)
+
+
+def marked(marks: jax.Array | None) -> jax.Array | bool:
+    """Whether any of the tokens `[C]` has a mark; by numbers, which unlike bools can leave the
+    vectors of a kernel."""
+    return False if marks is None else jnp.sum(marks.astype(jnp.int32)) > 0

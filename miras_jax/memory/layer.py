@@ -58,8 +58,7 @@ def layer_gates(
     dtype: jnp.dtype,
 ) -> LayerGates:
     """Maps the memory's gates to one layer: channels where the layer has them, the mean of the
-    channels elsewhere. Where no token lives the decay is 1 and the step 0."""
-    live = live[:, None]
+    channels elsewhere. Where no token lives (`live`, bool `[C, 1]`) the decay is 1, the step 0."""
 
     def channels(name: str) -> tuple[jax.Array, str | None]:
         gate, value = specs[name], gates[name]
@@ -211,11 +210,11 @@ def scores(x: jax.Array, u: jax.Array, c: LayerCoefficients) -> jax.Array:
         s = c.inputs.write.scores(x, u)
     else:
         s = jnp.einsum("tc,ic,tic->ti", x, u, c.inputs.write)
-    return s if _per_output(pairs) else s * pairs[..., 0]
+    return s if _per_output(pairs) else s * pairs
 
 
 def _per_output(write: jax.Array | Channels) -> bool:
-    return isinstance(write, Channels) or write.shape[-1] > 1
+    return isinstance(write, Channels) or write.ndim == 3
 
 
 def read_writes(
@@ -225,7 +224,7 @@ def read_writes(
     write = c.outputs.write
     if layer.kind == "diagonal":
         s, d = jnp.ones((x.shape[0],) * 2, x.dtype), u * d
-        s = s if _per_output(write) else write[..., 0]
+        s = s if _per_output(write) else write
     else:
         s = scores(x, u, c)
     if isinstance(write, Channels):
@@ -248,13 +247,20 @@ def end(
     """A after the chunk's last token, `[inputs, outputs]`."""
 
     def last(x):
-        return x.last() if isinstance(x, Channels) else x[-1]
+        """Of the last token: coefficients of the memories as a row, of the writes as a column."""
+        if x is None:
+            return None
+        if isinstance(x.write, Channels):
+            write = x.write.last()
+        else:
+            write = x.write[-1:].T if x.write.ndim == 2 else x.write[-1]
+        return Coefficients(x.carry[-1:], x.fresh[-1:], x.momentum_carry[-1:], write)
 
-    final = jax.tree.map(last, c, is_leaf=lambda x: isinstance(x, Channels))
+    final = LayerCoefficients(last(c.inputs), last(c.outputs))
 
     def apply(inputs, outputs, matrix):
         matrix = matrix * outputs
-        return matrix if inputs is None else matrix * inputs[:, None]
+        return matrix if inputs is None else matrix * inputs.T
 
     a = memory.sum(apply, final, packed)
     if memory.anchor is not None:

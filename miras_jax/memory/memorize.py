@@ -1,12 +1,15 @@
 """The one public call: read a sequence with a memory, state in and state out."""
 
+import contextlib
 from collections.abc import Mapping
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 
+from kernels_pallas import dispatch
+from miras_jax.memory.associative import associative
 from miras_jax.memory.attention import Attention, AttentionState, attend
 from miras_jax.memory.chunked import chunked
 from miras_jax.memory.head import Chunk, Head
@@ -48,8 +51,11 @@ def memorize(
       segment_ids: int `[B, T]`, >= 0, non-decreasing in a row; at every change the memory starts
         afresh.
         None goes on with the document of the state.
-      form: "recurrent", "chunked", or "auto": chunked where the memory has it, but recurrent for
-        single tokens.
+      form: "recurrent", "chunked", "associative" (the chunks of a linear memory side by side), a
+        fused kernel, "pallas_tpu" or "pallas_gpu"; or "auto": a kernel where one is proved for this
+        machine (`kernels_pallas.dispatch`), else chunked where the memory has it, and recurrent for
+        single tokens. `kernels_pallas.override` and the environment variable MIRAS_FORM say what
+        "auto" means.
       diagnostics: also say what the inner loop did at every token; runs the recurrent form.
 
     Returns:
@@ -58,23 +64,57 @@ def memorize(
 
     Raises:
       ValueError: a shape, a gate or a form that does not fit.
-      NotImplementedError: a form that this memory does not have.
+      NotImplementedError: a form that this memory, or this machine, does not have.
     """
     gates = dict(gates or {})
-    _check(memory, params, q, k, v, gates, segment_ids, form)
+    _check(memory, params, q, k, v, gates, segment_ids)
+    if form != "auto":
+        _check_form(memory, form, jnp.result_type(q, k, v))
     _check_state(memory, params, q.shape[0], state)
     if diagnostics:
         if not isinstance(memory, Memory):
             raise NotImplementedError(f"{type(memory).__name__} has no inner loop to diagnose.")
         if form not in ("auto", "recurrent"):
             raise NotImplementedError(f"Diagnostics run the recurrent form, got form={form!r}.")
-        form = "diagnosed"
-    y, state, what = _memorize(memory, params, q, k, v, gates, state, segment_ids, form)
+        form, interpret = "diagnosed", False
+    else:
+        form, interpret = _resolve(memory, form, q.shape[1], jnp.result_type(q, k, v), q, v)
+    y, state, what = _memorize(memory, params, q, k, v, gates, state, segment_ids, form, interpret)
     return (y, state, what) if diagnostics else (y, state)
 
 
-@partial(jax.jit, static_argnames=("memory", "form"))
-def _memorize(memory, params, q, k, v, gates, state, segment_ids, form):
+def _resolve(memory, form: str, total: int, dtype, q, v) -> tuple[str, Any]:
+    """The form that runs, and how its kernel is interpreted, if at all."""
+    settings = dispatch.settings()
+    if form == "auto" and settings.form is not None:
+        with contextlib.suppress(NotImplementedError):
+            _check_form(memory, settings.form, dtype)
+            form = settings.form
+    if form == "auto":
+        form = dispatch.automatic(memory, dtype, max(q.shape[3], v.shape[3]))
+    if form is None:
+        form = "recurrent" if total == 1 or "chunked" not in memory.forms else "chunked"
+    return form, settings.interpret
+
+
+def _check_form(memory, form: str, dtype) -> None:
+    """Refuses a form that this memory or machine does not have."""
+    if form not in FORMS:
+        raise ValueError(f"form must be one of {', '.join(FORMS)}; got {form!r}.")
+    if form.startswith("pallas"):
+        dispatch.check(memory, form, dtype)
+    elif form not in memory.forms:
+        raise NotImplementedError(
+            f"form={form!r} is not available for this memory; it has {', '.join(memory.forms)}."
+        )
+
+
+@partial(jax.jit, static_argnames=("memory", "form", "interpret"))
+def _memorize(memory, params, q, k, v, gates, state, segment_ids, form, interpret):
+    if form.startswith("pallas"):
+        return *_read_fused(
+            memory, params, q, k, v, gates, state, segment_ids, form, interpret
+        ), None
     diagnostics = None
     out_dtype = v.dtype
     dtype = jnp.promote_types(jnp.result_type(q, k, v), jnp.float32)
@@ -92,6 +132,25 @@ def _memorize(memory, params, q, k, v, gates, state, segment_ids, form):
     return y.astype(out_dtype), state, diagnostics
 
 
+def _read_fused(memory, params, q, k, v, gates, state, segment_ids, form, interpret):
+    # Kernels bring their compilers with them: they are imported where one runs.
+    from kernels_pallas.read import read
+
+    phase = None if state is None or memory.exact else state.phase
+    if state is None:
+        state = memory.init_state(params, batch=q.shape[0])
+    reset, segment = document_starts(segment_ids, state.segment)
+    held = (state.weights, state.momentum, state.start, state.optimizer)
+    held = jax.tree.map(lambda x: x.astype(jnp.float32), held)
+    backend, total = form.removeprefix("pallas_"), q.shape[1]
+    head, y = read(
+        memory, memory.initial(params), held, q, k, v, gates, reset, phase,
+        backend=backend, interpret=interpret,
+    )  # fmt: skip
+    phase = state.phase if memory.exact else (state.phase + total) % memory.chunk_size
+    return y, State(*head, phase, segment)
+
+
 def _read(memory, params, q, k, v, gates, state, segment_ids, form):
     batch, total = q.shape[:2]
     # A new state begins a chunk with its first token: no shift to the chunk grid is needed.
@@ -99,11 +158,10 @@ def _read(memory, params, q, k, v, gates, state, segment_ids, form):
     if state is None:
         state = memory.init_state(params, batch=batch, dtype=q.dtype)
     resets, segment = document_starts(segment_ids, state.segment)
-    if form == "auto":
-        form = "recurrent" if total == 1 or "chunked" not in memory.forms else "chunked"
     run = {
         "recurrent": recurrent,
         "chunked": chunked,
+        "associative": associative,
         "diagnosed": partial(recurrent, diagnose=True),
     }[form]
 
@@ -122,7 +180,7 @@ def _read(memory, params, q, k, v, gates, state, segment_ids, form):
     return y, State(*head, phase, segment), diagnostics
 
 
-def _check(memory, params, q, k, v, gates, segment_ids, form):
+def _check(memory, params, q, k, v, gates, segment_ids):
     """One clear error for arguments that do not fit, before anything is computed."""
     if q.ndim != 4 or q.shape != k.shape or v.ndim != 4 or v.shape[:3] != q.shape[:3]:
         raise ValueError(
@@ -152,12 +210,6 @@ def _check(memory, params, q, k, v, gates, segment_ids, form):
         raise ValueError(
             f"segment_ids need shape {tokens[:2]} and an integer type, got {segment_ids.shape} "
             f"and {segment_ids.dtype}."
-        )
-    if form not in FORMS:
-        raise ValueError(f"form must be one of {', '.join(FORMS)}; got {form!r}.")
-    if form != "auto" and form not in memory.forms:
-        raise NotImplementedError(
-            f"form={form!r} is not available for this memory; it has {', '.join(memory.forms)}."
         )
 
 

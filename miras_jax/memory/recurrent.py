@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from miras_jax.memory import layer as la
 from miras_jax.memory.commit import commit, tally
-from miras_jax.memory.head import Chunk, Head, choose, inner_steps
+from miras_jax.memory.head import Chunk, Head, choose, inner_steps, marked
 from miras_jax.memory.memory import Memory, Weights
 
 
@@ -97,7 +97,7 @@ def token_step(
 
 def _begin(memory: Memory, initial: Weights, head: Head, token: Chunk) -> Head:
     """The state with a document's start in its place, where one begins."""
-    reset, initial = token.reset[0], {name: initial[name] for name in head.weights}
+    reset, initial = marked(token.reset), {name: initial[name] for name in head.weights}
     optimizer = head.optimizer
     if optimizer:
         begun = memory.begin(initial, token.k.shape[-1], token.v.shape[-1])
@@ -116,7 +116,7 @@ def _learn(memory: Memory, initial: Weights, head: Head, step: Chunk) -> Head:
     written = memory.written(step.k.shape[-1], step.v.shape[-1])
     retention, algorithm = memory.retention, memory.algorithm
     specs = {} if algorithm.steps_a_chunk else retention.gates
-    specs, live = {**specs, **algorithm.gates}, jnp.ones(1, bool)
+    specs, live = {**specs, **algorithm.gates}, jnp.ones((1, 1), bool)
     gates = {
         name: la.layer_gates(
             layer, algorithm.step_gate(name), specs, step.gates, live, step.k.dtype
