@@ -33,7 +33,7 @@ class DeepStep:
     placed: bool = False
 
     def __call__(self, carry, consts, tokens, marks):
-        head = Head(carry["weights"], carry.get("momentum", {}), None, {})
+        head = Head(carry["weights"], carry.get("momentum", {}), carry.get("start"), {})
         gates = {
             name: tokens[name][:, 0] if gate.per == "head" else tokens[name]
             for name, gate in self.memory.gates.items()

@@ -83,6 +83,15 @@ def memorize(
     return (y, state, what) if diagnostics else (y, state)
 
 
+def available_forms(memory) -> tuple[str, ...]:
+    """The forms that a memory has on some machine, the kernels included."""
+    try:
+        dispatch.family(memory)
+    except NotImplementedError:
+        return memory.forms
+    return (*memory.forms, "pallas_tpu", "pallas_gpu")
+
+
 def _resolve(memory, form: str, total: int, dtype, q, v) -> tuple[str, Any]:
     """The form that runs, and how its kernel is interpreted, if at all."""
     settings = dispatch.settings()
@@ -105,7 +114,8 @@ def _check_form(memory, form: str, dtype) -> None:
         dispatch.check(memory, form, dtype)
     elif form not in memory.forms:
         raise NotImplementedError(
-            f"form={form!r} is not available for this memory; it has {', '.join(memory.forms)}."
+            f"form={form!r} is not available for this memory; it has "
+            f"{', '.join(available_forms(memory))}."
         )
 
 

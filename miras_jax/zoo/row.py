@@ -10,6 +10,7 @@ import jax
 
 from miras_jax.memory.attention import Attention
 from miras_jax.memory.gate import Gate
+from miras_jax.memory.memorize import available_forms
 from miras_jax.memory.memory import Memory
 from miras_jax.memory.window import SlidingWindowAttention
 
@@ -168,7 +169,7 @@ class Row:
     @property
     def forms(self) -> str:
         """The names of the forms in which it runs, for the table."""
-        return ", ".join(self.memory.forms)
+        return ", ".join(available_forms(self.memory)).replace("pallas_tpu, pallas_gpu", "pallas")
 
     @property
     def streams(self) -> tuple[Stream, ...]:

@@ -1,0 +1,53 @@
+"""Under a mesh the kernels run inside `shard_map`, heads over `tensor`, rows over `data, fsdp`."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import kernels_pallas
+from miras_jax.nn import LanguageModel, ModelConfig, partition
+
+CONFIG = ModelConfig(dim=16, depth=1, heads=2, vocab_size=32, ff_dim=32)
+
+
+def loss(model, tokens):
+    logits, _ = model(tokens[:, :-1])
+    log_probs = jax.nn.log_softmax(logits)
+    return -jnp.mean(jnp.take_along_axis(log_probs, tokens[:, 1:, None], axis=-1))
+
+
+@pytest.mark.parametrize("name", ["yaad", "gated_deltanet"])
+def test_kernels_on_a_mesh_equal_pure_jax_without_one(name):
+    config = dataclasses.replace(CONFIG, memory=name, chunk_size=4)
+    model = LanguageModel(config, rngs=nnx.Rngs(jax.random.key(0)))
+    tokens = jnp.asarray(np.random.default_rng(0).integers(0, 32, (4, 9)))
+    expected = jax.jit(jax.value_and_grad(loss))(model, tokens)
+
+    mesh = jax.make_mesh((2, 2, 2), partition.AXES, axis_types=(AxisType.Auto,) * 3)
+    shardings = jax.tree_util.tree_map_with_path(
+        lambda path, x: NamedSharding(
+            mesh, partition.spec_of(jax.tree_util.keystr(path), x.shape, mesh)
+        ),
+        model,
+    )
+    with kernels_pallas.override(form="pallas_tpu", interpret=True), jax.set_mesh(mesh):
+        laid = jax.device_put((model, tokens), (shardings, NamedSharding(mesh, P(partition.BATCH))))
+        compiled = jax.jit(jax.value_and_grad(loss), out_shardings=(None, shardings))
+        assert "pallas_call" in str(jax.make_jaxpr(loss)(*laid))
+        got = compiled(*laid)
+    assert abs(got[0] - expected[0]) <= 1e-5 * abs(expected[0])
+    pairs = zip(
+        jax.tree_util.tree_leaves_with_path(expected[1]), jax.tree.leaves(got[1]), strict=True
+    )
+    for (path, x), y in pairs:
+        x, y = np.asarray(x), np.asarray(y)
+        # As in tests/nn/test_mesh.py: gradients split wrongly are off by 1e-1, float32 sums in
+        # another order by up to 1e-4 through the normalised steps of deep memories.
+        error = np.abs(x - y).max()
+        assert error <= 3e-4 * np.abs(x).max() + 5e-7, jax.tree_util.keystr(path)
