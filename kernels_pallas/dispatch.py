@@ -162,7 +162,10 @@ def check(memory, form: str, dtype: jnp.dtype) -> None:
       NotImplementedError: says why, and what to do.
     """
     wanted, here = form.removeprefix("pallas_"), platform()
-    family(memory)
+    try:
+        family(memory)
+    except NotImplementedError as error:
+        raise NotImplementedError(f"form={form!r} is not available here. {error}") from None
     if jnp.dtype(dtype).name not in FLOATS:
         raise NotImplementedError(
             f"form={form!r} computes in float32: give it float32 or bfloat16, got {dtype}, or "

@@ -19,6 +19,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from kernels_pallas.step import Step, Tree, backward, scan_reference
+from kernels_pallas.transposes import folded
 
 PARAMETERS = {
     "dimension_semantics": ("parallel", "parallel", "arbitrary"),
@@ -270,7 +271,7 @@ def _forward(step, options, carry, consts, tokens, marks, save, in_place=False):
 
         def body(j, _):
             chunk = layout.chunk(j, token_refs, columns)
-            after, rows = step(tree.unflatten(_read(running)), head, *chunk)
+            after, rows = folded(step)(tree.unflatten(_read(running)), head, *chunk)
             _write(running, jax.tree.leaves(after))
             y[layout.at(j), :] = rows.astype(y.dtype)
 
@@ -336,7 +337,7 @@ def _backward(step, options, saved, consts, tokens, marks, d_carry, d_y):
 
         def recompute(j, _):
             chunk = layout.chunk(j, token_refs, columns)
-            after, _ = step(tree.unflatten([store[j] for store in inner]), head, *chunk)
+            after, _ = folded(step)(tree.unflatten([store[j] for store in inner]), head, *chunk)
             for store, value in zip(inner, jax.tree.leaves(after), strict=True):
                 store[j + 1] = value
 
@@ -350,7 +351,8 @@ def _backward(step, options, saved, consts, tokens, marks, d_carry, d_y):
                 d_y_ref[layout.at(j), :].astype(jnp.float32),
             )
             chunk = layout.chunk(j, token_refs, columns)
-            d_start, d_head, d_tokens = backward(step, start, head, *chunk, *cotangents)
+            pull = folded(partial(backward, step))
+            d_start, d_head, d_tokens = pull(start, head, *chunk, *cotangents)
             _write(running, jax.tree.leaves(d_start))
             for ref, value in zip(d_const_refs, jax.tree.leaves(d_head), strict=True):
                 ref[...] += value

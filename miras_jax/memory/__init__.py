@@ -37,6 +37,7 @@ from miras_jax.memory.memory import Memory, Parameters, State
 from miras_jax.memory.recall import recall
 from miras_jax.memory.recurrent import Diagnostics
 from miras_jax.memory.retention import L2Decay, NoRetention, Retention
+from miras_jax.memory.sharded import memorize_on_mesh, memorize_sharded
 from miras_jax.memory.window import SlidingWindowAttention, WindowState
 
 __all__ = [
@@ -86,5 +87,7 @@ __all__ = [
     "WindowState",
     "log_decay",
     "memorize",
+    "memorize_on_mesh",
+    "memorize_sharded",
     "recall",
 ]

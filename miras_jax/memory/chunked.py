@@ -56,7 +56,12 @@ def chunk_step(
         mu = chunk.gates["momentum"][:, None]
         momentum = co.products(jnp.where(docs.live, mu, 1.0), docs)
         nesterov = mu if algorithm.nesterov else None
-    coefs = {name: la.layer_coefficients(g, docs, momentum, nesterov) for name, g in gates.items()}
+    coefs = {}
+    for name, g in gates.items():
+        # Decays per head are the same for every layer.
+        alike = coefs and all(gate.per == "head" for gate in retention.gates.values())
+        shared = next(iter(coefs.values())) if alike else None
+        coefs[name] = shared or la.layer_coefficients(g, docs, momentum, nesterov)
     anchored = bool(retention.gates) and retention.anchor == "initial"
     memories = {
         name: la.LayerMemory(

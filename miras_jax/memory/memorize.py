@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from kernels_pallas import dispatch
-from miras_jax.memory.associative import associative
+from miras_jax.memory.associative import associative, why_not_associative
 from miras_jax.memory.attention import Attention, AttentionState, attend
 from miras_jax.memory.chunked import chunked
 from miras_jax.memory.head import Chunk, Head
@@ -113,8 +113,11 @@ def _check_form(memory, form: str, dtype) -> None:
     if form.startswith("pallas"):
         dispatch.check(memory, form, dtype)
     elif form not in memory.forms:
+        reason = ""
+        if form == "associative" and isinstance(memory, Memory):
+            reason = f", because {why_not_associative(memory)}"
         raise NotImplementedError(
-            f"form={form!r} is not available for this memory; it has "
+            f"form={form!r} is not available for this memory{reason}; it has "
             f"{', '.join(available_forms(memory))}."
         )
 

@@ -109,6 +109,8 @@ class Memory:
         kinds = {layer.kind for layer in self.layers(1, 1).values()}
         if "entries" in kinds or (self.exact and self.bias.curvature and "diagonal" in kinds):
             return ("recurrent",)
+        if self.exact and "momentum" not in self.algorithm.gates:
+            return ("recurrent", "chunked", "associative")
         return ("recurrent", "chunked")
 
     @property
