@@ -42,17 +42,23 @@ class LinearStep:
     """A chunk of a matrix memory; exact at every chunk size, C at most 16 or a multiple of it.
 
     The carry is "memory" `[K, V]`; no consts. Tokens: q, k `[C, K]`, v `[C, V]`, and by kind "step"
-    and "log_decay" `[C, 1]` or `[C, K]`, "address", "removal", "replacement" `[C, K]`. Mark: "reset".
+    and "log_decay" `[C, 1]` or `[C, K]`, "address", "removal", "replacement" `[C, K]`. The mark is
+    "reset". A token that is all zeros changes nothing and reads zero: rows are padded with it.
 
     Attributes:
       kind: "write" (dot product), "delta" (l2) or "removal".
       decay_first: a residual is read after its token's decay.
-      precision: of the products of tokens; logs, the triangular solve and sums are float32.
+      precision: "highest", or "bfloat16" for bfloat16 tokens: operands of the products of tokens
+        are rounded, those of the triangular solve are two bfloat16 numbers each; logs and sums stay
+        float32.
+      target: whose compiler: a GPU's cannot take rows of a value, and has no float32 products that
+        use its matrix units.
     """
 
     kind: Literal["write", "delta", "removal"] = "write"
     decay_first: bool = False
-    precision: Precision = "highest"
+    precision: Literal["highest", "bfloat16"] = "highest"
+    target: Literal["tpu", "gpu"] = "tpu"
 
     @property
     def name(self) -> str:
@@ -65,14 +71,23 @@ class LinearStep:
             after, y = self._token(memory, tokens, reset)
             return {"memory": after}, y
         before = self.kind != "write" and not self.decay_first and "log_decay" in tokens
-        decays = _decays(tokens.get("log_decay"), reset, k, before)
+        slices = self.target == "tpu"
+        decays = _decays(tokens.get("log_decay"), reset, k, before, slices)
         u = k * tokens["step"] if "step" in tokens else k
 
+        exact = "highest" if slices else "bfloat16x6"
+        precision, of_solve = exact, exact
+        if self.precision == "bfloat16":
+            precision, of_solve = "bfloat16", "bfloat16x3"
+
         def times(a, b, form="nn"):
-            return product(a, b, form, self.precision)
+            return product(a, b, form, precision)
 
         def scores(x, u, early=False):
-            return decays.scores(x, u, self.precision, early)
+            return decays.scores(x, u, precision, early)
+
+        def solve(lower, b):
+            return solve_unit_lower(lower, b, of_solve, slices)
 
         y = times(q * decays.start, memory)
         after = decays.total * memory
@@ -82,11 +97,11 @@ class LinearStep:
             address = tokens.get("removal" if self.kind == "removal" else "address", k)
             recalled = times(address * start, memory)
             if self.kind == "delta":
-                written = solve_unit_lower(scores(address, u, True), v - recalled)
+                written = solve(scores(address, u, True), v - recalled)
             else:
                 into = tokens["replacement"]
                 recalled += times(scores(address, u, True), v)
-                removed = solve_unit_lower(-scores(address, into, True), recalled)
+                removed = solve(-scores(address, into, True), recalled)
                 y += times(scores(q, into), removed)
                 after += times(into * decays.end, removed, "tn")
         y += times(scores(q, u), written)
@@ -190,17 +205,18 @@ class NoDecays(NamedTuple):
         return jnp.where(t > i if before else t >= i, s, 0.0)
 
 
-def _decays(log_decay, reset, like, before):
+def _decays(log_decay, reset, like, before, slices):
     if log_decay is None:
         if reset is None:
             return NoDecays()
         log_decay = jnp.zeros((like.shape[0], 1), like.dtype)
-    make = head_decays if log_decay.shape[1] == 1 else channel_decays
-    return make(log_decay, reset, before)
+    if log_decay.shape[1] == 1:
+        return head_decays(log_decay, reset, before)
+    return channel_decays(log_decay, reset, before, slices)
 
 
-def linear_step(memory: Any, precision: Precision) -> LinearStep:
-    """The step of a matrix memory.
+def linear_step(memory: Any, precision: str, target: str = "tpu") -> LinearStep:
+    """The step of a matrix memory; precision and target as in `LinearStep`.
 
     Raises:
       NotImplementedError: the memory is another one; the message says in what.
@@ -212,7 +228,7 @@ def linear_step(memory: Any, precision: Precision) -> LinearStep:
         kind = "removal"
     else:
         kind = "delta" if memory.bias.curvature else "write"
-    return LinearStep(kind, memory.retention.decay_first, precision)
+    return LinearStep(kind, memory.retention.decay_first, precision, target)
 
 
 def _why_not(memory) -> str:

@@ -11,7 +11,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-Precision = Literal["highest", "bfloat16"]
+Precision = Literal["highest", "bfloat16", "bfloat16x3", "bfloat16x6"]
+"""How operands are taken: "highest" in their own dtype; "bfloat16" rounded; "x3" and "x6" float32
+as two or three bfloat16 numbers each, without their smallest products: relative errors of 2^-16 and
+2^-23. A compiler for GPUs makes scalar code of "highest" and uses its matrix units for the rest."""
 Form = Literal["nn", "nt", "tn"]
 
 _CONTRACT = {"nn": ((1,), (0,)), "nt": ((1,), (1,)), "tn": ((0,), (0,))}
@@ -19,17 +22,26 @@ _CONTRACT = {"nn": ((1,), (0,)), "nt": ((1,), (1,)), "tn": ((0,), (0,))}
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def product(a: jax.Array, b: jax.Array, form: Form = "nn", precision: Precision = "highest"):
-    """`a b`, "nt" `a b^T`, "tn" `a^T b`, of matrices, in the dtype of a.
+    """`a b`, "nt" `a b^T`, "tn" `a^T b`, of matrices; summed in float32, or in float64 if a is.
 
-    "bfloat16" rounds the operands, those of the derivative too, and sums in float32.
+    The precision holds for the products of the derivative too.
     """
     dims = (_CONTRACT[form], ((), ()))
+
+    def times(a, b):
+        return lax.dot_general(a, b, dims, preferred_element_type=jnp.float32)
+
     if precision == "bfloat16":
-        low = (x.astype(jnp.bfloat16) for x in (a, b))
-        return lax.dot_general(*low, dims, preferred_element_type=jnp.float32).astype(a.dtype)
-    return lax.dot_general(
-        a, b, dims, precision=lax.Precision.HIGHEST, preferred_element_type=a.dtype
-    )
+        return times(a.astype(jnp.bfloat16), b.astype(jnp.bfloat16)).astype(a.dtype)
+    if precision == "highest" or a.dtype != jnp.float32:
+        highest = lax.Precision.HIGHEST
+        return lax.dot_general(a, b, dims, precision=highest, preferred_element_type=a.dtype)
+    if precision == "bfloat16x3":
+        (a1, a2), (b1, b2) = bfloat16_parts(a, 2), bfloat16_parts(b, 2)
+        return times(a1, b1) + (times(a1, b2) + times(a2, b1))
+    (a1, a2, a3), (b1, b2, b3) = bfloat16_parts(a, 3), bfloat16_parts(b, 3)
+    small = times(a2, b2) + (times(a1, b3) + times(a3, b1))
+    return times(a1, b1) + ((times(a1, b2) + times(a2, b1)) + small)
 
 
 def _product_forward(a, b, form, precision):
@@ -49,47 +61,60 @@ product.defvjp(_product_forward, _product_backward)
 
 
 @jax.custom_vjp
-def sums(chosen: jax.Array, x: jax.Array) -> jax.Array:
-    """`chosen x` for bool `chosen [m, C]`, x `[C, n]`: sums of rows of x, to float32 rounding.
+def sums(a: jax.Array, b: jax.Array) -> jax.Array:
+    """`a b` of matrices of which one is bool: sums of rows or columns, to float32 rounding.
 
     A float32 number is three bfloat16 numbers, and so are its products with 0 and 1: three passes
     of a matrix unit where a float32 product takes six.
     """
-    return _sums(chosen, x, "nn")
+    return _sums(a, b, "nn")
 
 
-def _sums(chosen, x, form):
+def _sums(a, b, form):
     dims = (_CONTRACT[form], ((), ()))
-    if x.dtype != jnp.float32:
-        return lax.dot_general(chosen.astype(x.dtype), x, dims, precision=lax.Precision.HIGHEST)
-    chosen = chosen.astype(jnp.float32).astype(jnp.bfloat16)
-    return sum(
-        lax.dot_general(chosen, part, dims, preferred_element_type=jnp.float32)
-        for part in bfloat16_parts(x)
-    )
+    dtype = b.dtype if a.dtype == jnp.bool_ else a.dtype
+    if dtype != jnp.float32:
+        a, b = a.astype(dtype), b.astype(dtype)
+        return lax.dot_general(a, b, dims, precision=lax.Precision.HIGHEST)
+
+    def parts(x):
+        if x.dtype == jnp.bool_:
+            return [x.astype(jnp.float32).astype(jnp.bfloat16)]
+        return bfloat16_parts(x, 3)
+
+    products = [
+        lax.dot_general(x, y, dims, preferred_element_type=jnp.float32)
+        for x in parts(a)
+        for y in parts(b)
+    ]
+    return sum(products[1:], products[0])
 
 
-def _sums_forward(chosen, x):
-    return sums(chosen, x), chosen
+def _sums_forward(a, b):
+    return sums(a, b), (a, b)
 
 
-def _sums_backward(chosen, d):
-    return None, _sums(chosen, d, "tn")
+def _sums_backward(saved, d):
+    a, b = saved
+    if a.dtype == jnp.bool_:
+        return None, _sums(a, d, "tn")
+    return _sums(d, b, "nt"), None
 
 
 sums.defvjp(_sums_forward, _sums_backward)
 
 
-def bfloat16_parts(x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Three bfloat16 arrays whose sum is the float32 x, to its last bit or two."""
+def bfloat16_parts(x: jax.Array, count: int) -> list[jax.Array]:
+    """`count` bfloat16 arrays whose sum is the float32 x, to 9 bits for the last and 8 for each
+    before; three give all but the last bit or so."""
     parts = []
-    for _ in range(3):
+    for _ in range(count - 1):
         # Cutting bits off says what a compiler may not simplify away, as it may two conversions.
         bits = lax.bitcast_convert_type(x, jnp.int32) & jnp.int32(-65536)
         part = lax.bitcast_convert_type(bits, jnp.float32)
         parts.append(part.astype(jnp.bfloat16))
         x = x - part
-    return tuple(parts)
+    return [*parts, x.astype(jnp.bfloat16)]
 
 
 def rows_and_columns(rows: int, columns: int) -> tuple[jax.Array, jax.Array]:

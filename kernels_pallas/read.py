@@ -71,7 +71,7 @@ def read(
         return _decode(driver, memory, initial, held, q, k, v, gates, marks, phase, options)
     precision = "bfloat16" if v.dtype == jnp.bfloat16 else "highest"
     if memory.exact:
-        step, chunk = linear_step(memory, precision), LINEAR_CHUNK
+        step, chunk = linear_step(memory, precision, backend), LINEAR_CHUNK
         tokens, carry, consts = linear_tokens(memory, q, k, v, gates), held[0], {}
         tokens = {name: jnp.moveaxis(x, 2, 1) for name, x in tokens.items()}
         placed, offset = False, None
