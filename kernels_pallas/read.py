@@ -17,7 +17,7 @@ from kernels_pallas.linear import linear_step, linear_tokens
 from kernels_pallas.token import TokenStep
 from miras_jax.memory.memory import Memory
 
-LINEAR_CHUNK = 64
+LINEAR_CHUNK = {"tpu": 64, "gpu": 32}
 """Tokens of a chunk of a linear memory, which is the same function at every chunk size."""
 MOST_RECOMPUTED = 8
 """Chunks that a backward pass computes again from one saved state, at most."""
@@ -71,7 +71,7 @@ def read(
         return _decode(driver, memory, initial, held, q, k, v, gates, marks, phase, options)
     precision = "bfloat16" if v.dtype == jnp.bfloat16 else "highest"
     if memory.exact:
-        step, chunk = linear_step(memory, precision, backend), LINEAR_CHUNK
+        step, chunk = linear_step(memory, precision, backend), LINEAR_CHUNK[backend]
         tokens, carry, consts = linear_tokens(memory, q, k, v, gates), held[0], {}
         tokens = {name: jnp.moveaxis(x, 2, 1) for name, x in tokens.items()}
         placed, offset = False, None

@@ -33,7 +33,7 @@ SMALLEST = 16
 """The smallest side of a product on tensor cores: K of a bfloat16 product, M of any."""
 
 BROADCAST = 2**17
-"""Entries of the largest broadcast that takes a product's place: 128 kB a register file holds."""
+"""Entries of the largest broadcast that takes a product's place: twice a register file."""
 
 CALLS = {
     "jit", "pjit", "closed_call", "core_call", "eval_jaxpr", "remat2", "checkpoint",
@@ -158,7 +158,8 @@ def _apply(eqn, args: list, how) -> Sequence:
             return [apart]
         args = list(map(_whole, args))
     if name in RULES:
-        return [RULES[name](*args, how=how, **params)]
+        out = RULES[name](*args, how=how, **params)
+        return out if eqn.primitive.multiple_results else [out]
     if name in BODIES:
         params = params | {key: _bodies(params[key], how) for key in BODIES[name]}
     out = eqn.primitive.bind(*args, **params)
@@ -320,6 +321,14 @@ def _joined(*parts, dimension):
     return whole.reshape(*shape[:dimension], count * size, *shape[dimension + 2 :])
 
 
+def _stack(*parts, axis, how):
+    return _joined(*(jnp.expand_dims(part, axis) for part in parts), dimension=axis)
+
+
+def _unstack(x, *, axis, how):
+    return [_pick(x, axis, i) for i in range(x.shape[axis])]
+
+
 def _pad(x, value, *, padding_config, how):
     for axis, (low, high, interior) in enumerate(padding_config):
         if min(low, high) < 0 and not interior:  # the derivative of a padding
@@ -416,6 +425,8 @@ RULES: dict[str, Callable] = {
     "slice": _slice,
     "dynamic_slice": _dynamic_slice,
     "dynamic_update_slice": _dynamic_update_slice,
+    "stack": _stack,
+    "unstack": _unstack,
     "pad": _pad,
     "reduce_or": lambda x, **kw: _reduce(x, largest=True, **kw),
     "reduce_and": lambda x, **kw: _reduce(x, largest=False, **kw),

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from kernels_pallas.step import Step, Tree, backward, scan_reference
+from kernels_pallas.step import Step, Tree, backward, differentiable
 from kernels_pallas.transposes import folded
 
 PARAMETERS = {
@@ -98,26 +98,9 @@ def decode(
     return _decode(step, options, carry, consts, dict(tokens), dict(marks))
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+@differentiable
 def _decode(step, options, carry, consts, tokens, marks):
     return _forward(step, options, carry, consts, tokens, marks, save=False, in_place=True)[:2]
-
-
-def _decode_forward(step, options, *arguments):
-    return _decode(step, options, *arguments), arguments
-
-
-def _decode_backward(step, options, arguments, cotangents):
-    *floats, marks = arguments
-
-    def run(*floats):
-        sizes = {"chunk_size": 1, "value_dim": options.value_dim, "dtype": options.dtype}
-        return scan_reference(step, *floats, marks, **sizes)
-
-    return *jax.vjp(run, *floats)[1](cotangents), None
-
-
-_decode.defvjp(_decode_forward, _decode_backward)
 
 
 class _Layout:

@@ -32,7 +32,7 @@ RACES = pltpu.InterpretParams(detect_races=True)
 
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch):
-    monkeypatch.setattr(read, "LINEAR_CHUNK", 16)
+    monkeypatch.setattr(read, "LINEAR_CHUNK", {"tpu": 16, "gpu": 16})
 
 
 def pulled(memory, form, inputs, params, state, segment_ids):
