@@ -95,7 +95,9 @@ class LinearStep:
         if self.kind != "write":
             start = decays.start_before if before else decays.start
             address = tokens.get("removal" if self.kind == "removal" else "address", k)
-            recalled = times(address * start, memory)
+            # A select that changes nothing. Without it the compiler of v6e mixes up the products with
+            # the memory and with its transpose in the backward pass of DeltaNet, and fails.
+            recalled = times(address * start, jnp.where(memory == memory, memory, jnp.nan))
             if self.kind == "delta":
                 written = solve(scores(address, u, True), v - recalled)
             else:
