@@ -67,6 +67,8 @@ def _tpu(row: str) -> list[Case]:
             Case(row, what, "tpu", ("v5e", "v6e"), width=128, dtype="float32", every_time=False),
             Case(row, what, "tpu", ("v5e",), packed=True, every_time=what == "backward"),
         ]
+    if row in DEEP:  # the zoo's own chunk
+        cases += [Case(row, "backward", "tpu", ("v5e", "v5p", "v6e"), chunk_size=16)]
     return cases
 
 

@@ -17,7 +17,7 @@ A document's start is a decay that leaves nothing.
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -60,6 +60,9 @@ class LinearStep:
     precision: Literal["highest", "bfloat16"] = "highest"
     target: Literal["tpu", "gpu"] = "tpu"
 
+    zero_padding: ClassVar[bool] = True
+    """Channels of zeros change nothing."""
+
     @property
     def name(self) -> str:
         return f"linear_{self.kind}"
@@ -95,8 +98,8 @@ class LinearStep:
         if self.kind != "write":
             start = decays.start_before if before else decays.start
             address = tokens.get("removal" if self.kind == "removal" else "address", k)
-            # A select that changes nothing. Without it the compiler of v6e mixes up the products with
-            # the memory and with its transpose in the backward pass of DeltaNet, and fails.
+            # A select that changes nothing. Without it the compiler of v6e mixes up the products
+            # with the memory and with its transpose in the backward pass of DeltaNet, and fails.
             recalled = times(address * start, jnp.where(memory == memory, memory, jnp.nan))
             if self.kind == "delta":
                 written = solve(scores(address, u, True), v - recalled)

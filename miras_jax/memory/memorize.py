@@ -100,7 +100,7 @@ def _resolve(memory, form: str, total: int, dtype, q, v) -> tuple[str, Any]:
             _check_form(memory, settings.form, dtype)
             form = settings.form
     if form == "auto":
-        form = dispatch.automatic(memory, dtype, max(q.shape[3], v.shape[3]))
+        form = dispatch.automatic(memory, dtype, q.shape[3], v.shape[3])
     if form is None:
         form = "recurrent" if total == 1 or "chunked" not in memory.forms else "chunked"
     return form, settings.interpret

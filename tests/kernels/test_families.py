@@ -140,20 +140,22 @@ def test_auto_takes_what_is_proved_and_can_be_overruled(monkeypatch):
     width = 64
 
     def taken(dtype=jnp.float32, width=width, memory=memory):
-        return dispatch.automatic(memory, dtype, width)
+        return dispatch.automatic(memory, dtype, 64, width)
 
     assert taken() is None  # a CPU
     with kernels_pallas.override(platform="tpu"):
         assert taken() == "pallas_tpu"
-        assert taken(width=4096) is None
+        assert taken(width=48) is None
         assert taken(jnp.float64) is None
         assert taken(memory=memory_of("lact")) is None
-    drawn = case(memory, dtype=jnp.float32)
+    sizes = {"heads": 2, "key_dim": 64, "value_dim": 128}
+    params = memory.init(jax.random.key(0), **sizes)
+    inputs = {"q": jnp.ones((1, 8, 2, 64)), "k": jnp.ones((1, 8, 2, 64))}
+    inputs |= {"v": jnp.ones((1, 8, 2, 128)), "log_decay": jnp.zeros((1, 8, 2))}
+    inputs["step"] = jnp.ones((1, 8, 2))
 
     def jaxpr(**options):
-        return str(
-            jax.make_jaxpr(lambda x: apply(memory, drawn.params, x, **options))(drawn.inputs)
-        )
+        return str(jax.make_jaxpr(lambda x: apply(memory, params, x, **options))(inputs))
 
     with kernels_pallas.override(platform="tpu"):
         assert "pallas_call" in jaxpr()

@@ -260,6 +260,13 @@ def test_zoo_equals_scan(row):
     assert max(errors.values()) < (20 if row in DEEP else 3) * FLOAT32, errors
 
 
+@pytest.mark.parametrize("row", ["gla", "gated_deltanet"])
+def test_heads_of_any_width(row):
+    step, given = zoo_case(row, width=12)
+    errors = compared(step, given, 12, jnp.float32)
+    assert max(errors.values()) < 3 * FLOAT32, errors
+
+
 def lowered(function, *shapes):
     """The program in Triton's language, for an H200 that is not there."""
     fields = {"device_kind": "NVIDIA H200", "num_cores": 132}
