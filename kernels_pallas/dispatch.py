@@ -50,8 +50,8 @@ TABLE = (
     Entry("tpu", "delta rule", FLOATS, WIDTHS, COMPILED),
     Entry("tpu", "deep memory", FLOATS, WIDTHS, COMPILED),
 )
-"""No entry for the GPU: its kernels compile, but spill registers by kilobytes a thread, and none was
-timed (docs/decisions/gpu-back-end.md)."""
+"""No entry for the GPU: its kernels compile, but spill registers by kilobytes a thread, and were
+never timed (docs/decisions/gpu-back-end.md)."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,8 +17,10 @@ from kernels_pallas.linear import linear_step, linear_tokens
 from kernels_pallas.token import TokenStep
 from miras_jax.memory.memory import Memory
 
-LINEAR_CHUNK = {"tpu": 64, "gpu": 32}
-"""Tokens of a chunk of a linear memory, which is the same function at every chunk size."""
+LINEAR_CHUNK = {"tpu": 128, "gpu": 32}
+"""Tokens of a chunk of a linear memory, which is the same function at every chunk size; chosen by
+schedule lengths and spilled registers (docs/decisions)."""
+SHORTEST_CHUNK = 16
 MOST_RECOMPUTED = 8
 """Chunks that a backward pass computes again from one saved state, at most."""
 
@@ -71,7 +73,7 @@ def read(
         return _decode(driver, memory, initial, held, q, k, v, gates, marks, phase, options)
     precision = "bfloat16" if v.dtype == jnp.bfloat16 else "highest"
     if memory.exact:
-        step, chunk = linear_step(memory, precision, backend), LINEAR_CHUNK[backend]
+        step, chunk = linear_step(memory, precision, backend), _linear_chunk(backend, q.shape[1])
         tokens, carry, consts = linear_tokens(memory, q, k, v, gates), held[0], {}
         tokens = {name: jnp.moveaxis(x, 2, 1) for name, x in tokens.items()}
         placed, offset = False, None
@@ -102,6 +104,11 @@ def read(
         return (carry, *held[1:]), y
     start = carry["start"] if placed else carry["weights"]
     return (carry["weights"], carry.get("momentum", {}), start, held[3]), y
+
+
+def _linear_chunk(backend: str, total: int) -> int:
+    """A power of two: the back end's chunk, or for short rows what holds them."""
+    return min(LINEAR_CHUNK[backend], max(SHORTEST_CHUNK, 1 << (total - 1).bit_length()))
 
 
 def _driver(backend: str):
