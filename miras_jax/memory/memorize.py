@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from kernels_pallas import dispatch
+from miras_jax.memory.architecture import Matrix
 from miras_jax.memory.associative import associative, why_not_associative
 from miras_jax.memory.attention import Attention, AttentionState, attend
 from miras_jax.memory.chunked import chunked
@@ -54,8 +55,8 @@ def memorize(
       form: "recurrent", "chunked", "associative" (the chunks of a linear memory side by side), a
         fused kernel, "pallas_tpu" or "pallas_gpu"; or "auto": a kernel where one is proved for this
         machine (`kernels_pallas.dispatch`), else chunked where the memory has it, and recurrent for
-        single tokens. `kernels_pallas.override` and the environment variable MIRAS_FORM say what
-        "auto" means.
+        single tokens and, on a CPU, for matrix memories of which no derivative is taken.
+        `kernels_pallas.override` and the environment variable MIRAS_FORM say what "auto" means.
       diagnostics: also say what the inner loop did at every token; runs the recurrent form.
 
     Returns:
@@ -79,7 +80,10 @@ def memorize(
         form, interpret = "diagnosed", False
     else:
         form, interpret = _resolve(memory, form, q.shape[1], jnp.result_type(q, k, v), q, v)
-    y, state, what = _memorize(memory, params, q, k, v, gates, state, segment_ids, form, interpret)
+    arguments = (memory, params, q, k, v, gates, state, segment_ids)
+    if form == "either":
+        return _either(*arguments)
+    y, state, what = _memorize(*arguments, form, interpret)
     return (y, state, what) if diagnostics else (y, state)
 
 
@@ -102,8 +106,31 @@ def _resolve(memory, form: str, total: int, dtype, q, v) -> tuple[str, Any]:
     if form == "auto":
         form = dispatch.automatic(memory, dtype, q.shape[3], v.shape[3])
     if form is None:
-        form = "recurrent" if total == 1 or "chunked" not in memory.forms else "chunked"
+        form = _automatic(memory, total)
     return form, settings.interpret
+
+
+def _automatic(memory, total: int) -> str:
+    """The form in pure JAX. On a CPU a matrix memory reads faster token by token than in chunks and
+    is differentiated faster in chunks (docs/results/kernels.md): "either"."""
+    if "chunked" not in memory.forms:
+        return "recurrent"
+    if dispatch.platform() == "cpu" and isinstance(memory, Memory):
+        matrix = memory.exact and type(memory.architecture) is Matrix
+        if total == 1 or (matrix and (memory.chunk_size <= 16 or total > memory.chunk_size)):
+            return "either"
+    return "recurrent" if total == 1 else "chunked"
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _either(memory, *arguments):
+    """Recurrent where only its values are asked for, chunked where derivatives are."""
+    return _memorize(memory, *arguments, "recurrent", False)[:2]
+
+
+@_either.defjvp
+def _either_derivative(memory, primals, tangents):
+    return jax.jvp(lambda *x: _memorize(memory, *x, "chunked", False)[:2], primals, tangents)
 
 
 def _check_form(memory, form: str, dtype) -> None:
