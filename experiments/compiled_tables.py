@@ -3,6 +3,7 @@
 from collections import defaultdict
 
 from kernels_pallas.cases import DEEP, LINEAR, PASSES
+from kernels_pallas.read import LINEAR_CHUNK
 
 ROWS = [*LINEAR, *DEEP]
 MAIN_CHIP = "v5e"
@@ -52,10 +53,17 @@ def table(columns: list[str], lines: list[list]) -> str:
     return "\n".join("| " + " | ".join(str(cell) for cell in row) + " |" for row in rows)
 
 
+def tokens(entry: dict) -> int:
+    """Of a chunk of the kernel: the memory's own, or for a linear memory the back end's."""
+    if entry["what"] == "decode":
+        return 1
+    linear = entry["row"] in LINEAR
+    return LINEAR_CHUNK[entry["backend"]] if linear else entry["chunk_size"]
+
+
 def per_token(entry: dict) -> float:
-    """Bundles of the innermost loop for each token: of a chunk, or of the one token decoded."""
-    tokens = 1 if entry["what"] == "decode" else entry["chunk_size"]
-    return kernel(entry)["bundles"][-1] / tokens
+    """Bundles of the innermost loop for each token of a chunk."""
+    return kernel(entry)["bundles"][-1] / tokens(entry)
 
 
 def traffic(entry: dict) -> list[str]:
@@ -83,14 +91,14 @@ def tpu_tables(found: list[dict]) -> list[str]:
         around = k["bundles"][1] if len(k["bundles"]) > 2 else 0
         bundles = [around, k["bundles"][-1], f"{per_token(entry):.1f}"]
         units = [k["units"][unit] for unit in UNITS]
-        lines.append(
-            [entry["row"], entry["what"], vmem, *bundles, *units, spilled, *traffic(entry)]
-        )
-    columns = ["row", "pass", "VMEM KiB", "bundles a group", "a chunk", "a token", *UNITS]
+        figures = [vmem, *bundles, *units, spilled, *traffic(entry)]
+        lines.append([entry["row"], entry["what"], tokens(entry), *figures])
+    columns = ["row", "pass", "chunk", "VMEM KiB"]
+    columns += ["bundles a group", "a chunk", "a token", *UNITS]
     columns += ["spills / fills", "ideal MB", "kernels MB", "program MB", "program / ideal"]
     about = (
-        f"{MAIN_CHIP}, key and value width 64, bfloat16, chunks of 64 tokens. Bundles a chunk are "
-        "those of the kernel's innermost loop, for one head; where a grid step reads a group of "
+        f"{MAIN_CHIP}, key and value width 64, bfloat16. Bundles a chunk are those of the kernel's "
+        "innermost loop, for one head; where a grid step reads a group of "
         "chunks, those around that loop stand before them. Of a decoded token a chunk is the "
         "token. The units' columns count slots used in all bundles. Ideal: every argument read and "
         "every result written once. Program: what its operations read and write, the copies before "
@@ -104,6 +112,8 @@ def tpu_sizes(good: list[dict]) -> list[str]:
     """Bundles a token and VMEM by width, dtype and chip."""
     settings: dict[tuple, dict] = defaultdict(dict)
     for entry in good:
+        if entry["chunk_size"] != 64:
+            continue
         setting = (entry["width"], entry["dtype"], entry["packed"], entry["chip"])
         settings[setting][entry["row"], entry["what"]] = entry
     columns = ["row", "pass"]

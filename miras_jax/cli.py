@@ -1,4 +1,4 @@
-"""The command line: `miras train`, `miras generate`, `miras inspect`, `miras zoo`.
+"""The command line: `miras train`, `tokenize`, `generate`, `inspect` and `zoo`.
 
 What is wrong with a request is said in one line on stderr, with exit code 2; a traceback is a bug
 of the library. JAX is imported by the commands that need it, so that `--help` answers at once.
@@ -19,6 +19,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 import miras_jax
+from miras_jax import tokenize_cli
 
 
 class Parser(argparse.ArgumentParser):
@@ -81,6 +82,8 @@ def parser() -> Parser:
         help="see miras train EXPERIMENT.py --help",
     )
     command.set_defaults(run=train)
+
+    tokenize_cli.add_command(commands, **style)
 
     command = commands.add_parser(
         "generate", help="continue a prompt with a trained model", **style
@@ -184,8 +187,7 @@ def generate(arguments: argparse.Namespace) -> int:
     import numpy as np
 
     from miras_jax import nn
-    from miras_jax.data import ByteTokenizer
-    from miras_jax.training.checkpoint import load_model
+    from miras_jax.training.checkpoint import load_model, load_tokenizer
     from miras_jax.training.errors import UserError
 
     if not arguments.prompt:
@@ -196,11 +198,13 @@ def generate(arguments: argparse.Namespace) -> int:
         raise UserError("--prompt is not UTF-8") from None
     if arguments.experiment:
         load_experiment(arguments.experiment)
-    model, _ = load_model(arguments.checkpoint)
-    tokenizer = ByteTokenizer()
+    model, metadata = load_model(arguments.checkpoint)
+    tokenizer = load_tokenizer(arguments.checkpoint, metadata)
+    # The documents of token sets begin with a separator.
+    before = [tokenizer.separator] if metadata.get("packed") else []
     ids = nn.generate(
         model,
-        np.asarray(tokenizer.encode(arguments.prompt), np.int32),
+        np.asarray([*before, *tokenizer.encode(arguments.prompt)], np.int32),
         steps=arguments.max_tokens,
         key=jax.random.key(arguments.seed),
         temperature=arguments.temperature,
@@ -219,22 +223,23 @@ def inspect(arguments: argparse.Namespace) -> int:
     import numpy as np
 
     from miras_jax import inspection
-    from miras_jax.data import ByteTokenizer
-    from miras_jax.training.checkpoint import load_model
+    from miras_jax.training.checkpoint import load_model, load_tokenizer
     from miras_jax.training.errors import UserError
 
     inspection.check_plotting()
     with open(arguments.text, encoding="utf-8", newline="") as file:
         try:
-            text = file.read(arguments.tokens)  # a token is a byte, a character one or more
+            text = file.read(32 * arguments.tokens)  # a token is hardly ever longer
         except UnicodeDecodeError:
             raise UserError(f"--text {arguments.text} is not UTF-8 text") from None
     if not text:
         raise UserError(f"--text {arguments.text} holds no text")
     if arguments.experiment:
         load_experiment(arguments.experiment)
-    model, _ = load_model(arguments.checkpoint)
-    tokens = np.asarray(ByteTokenizer().encode(text)[: arguments.tokens], np.int32)
+    model, metadata = load_model(arguments.checkpoint)
+    tokenizer = load_tokenizer(arguments.checkpoint, metadata)
+    before = [tokenizer.separator] if metadata.get("packed") else []
+    tokens = np.asarray([*before, *tokenizer.encode(text)][: arguments.tokens], np.int32)
     diagnostics = inspection.read(model, tokens)
     title = (
         f"{model.config.memory} reads {len(tokens):,} tokens of {os.path.basename(arguments.text)}"

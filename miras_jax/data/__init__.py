@@ -1,17 +1,33 @@
-"""Text in, batches of tokens out: corpora, tokenizers, entropy floors and Grain pipelines."""
+"""Text in, batches of tokens out: corpora, tokenizers, token sets, entropies, Grain pipelines."""
 
 from miras_jax.data.entropy import order0_entropy, order1_entropy
+from miras_jax.data.errors import DataError
 from miras_jax.data.pipeline import train_iterator, validation_batches
+from miras_jax.data.shards import TokenSet
 from miras_jax.data.sources import Corpus, load_corpus
+from miras_jax.data.storage import Folder
+from miras_jax.data.tokenization import tokenize
 from miras_jax.data.tokenizer import ByteTokenizer, Tokenizer
+from miras_jax.data.training_text import TrainingText, keep_vocabulary, load_text
+from miras_jax.data.vocabulary import Vocabulary, load_vocabulary, saved_vocabulary
 
 __all__ = [
     "ByteTokenizer",
     "Corpus",
+    "DataError",
+    "Folder",
+    "TokenSet",
     "Tokenizer",
+    "TrainingText",
+    "Vocabulary",
+    "keep_vocabulary",
     "load_corpus",
+    "load_text",
+    "load_vocabulary",
     "order0_entropy",
     "order1_entropy",
+    "saved_vocabulary",
+    "tokenize",
     "train_iterator",
     "validation_batches",
 ]

@@ -19,7 +19,7 @@ import jax
 from flax import nnx
 from orbax.checkpoint import v1 as ocp
 
-from miras_jax.data import Corpus
+from miras_jax.data import DataError, Folder, Tokenizer, TrainingText, saved_vocabulary
 from miras_jax.nn import LanguageModel, ModelConfig
 from miras_jax.training.config import TrainConfig
 from miras_jax.training.errors import UserError
@@ -31,10 +31,12 @@ IDENTITY = ("model", "data", "seed", "corpus")
 HARMLESS = ("model.remat", "data.source", "data.validation", "corpus.name")
 
 
-def describe(config: TrainConfig, corpus: Corpus) -> dict[str, Any]:
+def describe(config: TrainConfig, corpus: TrainingText) -> dict[str, Any]:
     """Returns what is written beside every checkpoint, as plain JSON values."""
     text = {"name": corpus.name, "version": corpus.version, "sha256": corpus.sha256}
-    return json.loads(json.dumps({"config": dataclasses.asdict(config), "corpus": text}))
+    found = {"config": dataclasses.asdict(config), "corpus": text}
+    found |= {"vocabulary": corpus.vocabulary, "packed": corpus.packed}
+    return json.loads(json.dumps(found))
 
 
 @contextlib.contextmanager
@@ -77,7 +79,7 @@ def _locked(directory: str) -> Iterator[None]:
 
 
 def check_same_run(
-    checkpoints: ocp.training.Checkpointer, config: TrainConfig, corpus: Corpus
+    checkpoints: ocp.training.Checkpointer, config: TrainConfig, corpus: TrainingText
 ) -> None:
     """Refuses to continue a run of another model, other data or another seed.
 
@@ -163,6 +165,20 @@ def load_model(path: str | pathlib.Path) -> tuple[LanguageModel, dict[str, Any]]
     params = loaded["state"]["params"]
     values = [functools.reduce(operator.getitem, path, params) for path in keys]
     return jax.tree.unflatten(structure, values), metadata
+
+
+def load_tokenizer(path: str | pathlib.Path, metadata: dict[str, Any]) -> Tokenizer:
+    """Returns the tokenizer of a model that `load_model` read, bytes if nothing says otherwise.
+
+    Raises:
+      UserError: its file is not in the run's folder, or its library is not installed.
+    """
+    run = find_checkpoint(pathlib.Path(path)).parent.parent
+    try:
+        vocabulary = metadata.get("vocabulary", {"kind": "bytes"})
+        return saved_vocabulary(vocabulary, Folder(str(run))).tokenizer
+    except DataError as error:
+        raise UserError(str(error)) from error
 
 
 def find_checkpoint(path: pathlib.Path) -> pathlib.Path:

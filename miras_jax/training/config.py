@@ -11,10 +11,12 @@ from miras_jax.training.errors import UserError
 class DataConfig:
     """The text, and how it is cut into batches."""
 
-    source: str = "stdlib"
-    """Training text: the name of a built-in corpus, or the path of a file or folder."""
-    validation: str | None = None
-    """Held-out text, given like the source; None holds out a part of the source."""
+    source: str | tuple[str, ...] = "stdlib"
+    """Training text: the name of a built-in corpus, the path of a file or folder, or of a token set
+    made by `miras tokenize`; several token sets as PATH=WEIGHT."""
+    validation: str | tuple[str, ...] | None = None
+    """Held-out text, given like the source, or several as NAME=PATH; None holds out a part of the
+    source."""
     window: int = 256
     """Tokens that the model reads in one row."""
     batch_size: int = 16

@@ -29,9 +29,10 @@ def summary(diagnostics: Diagnostics) -> dict[str, jax.Array]:
 
 def make_diagnosis(
     config: TrainConfig, mesh: Mesh
-) -> Callable[[LanguageModel, jax.Array], Figures]:
-    """Returns a function from parameters and a batch's tokens int32 `[B, T + 1]` to figures for the
-    metrics, `inner/NAME` with one number a layer.
+) -> Callable[[LanguageModel, jax.Array, jax.Array | None], Figures]:
+    """Returns a function from parameters, a batch's tokens int32 `[B, T + 1]` and, where rows are
+    packed, its segment ids `[B, T]`, to figures for the metrics, `inner/NAME` with one number a
+    layer.
 
     It reads the start of the batch's first row, on all shards of the batch alike: the figures do
     not depend on the mesh.
@@ -40,12 +41,17 @@ def make_diagnosis(
     length = min(config.log.diagnostics_tokens, config.data.window)
 
     @functools.partial(jax.jit, out_shardings=NamedSharding(mesh, PartitionSpec()))
-    def diagnose(params, tokens):
-        rows = jnp.repeat(tokens[:1, :length], shards, axis=0)
-        return summary(jax.tree.map(lambda x: x[:, :1], params.diagnose(rows)))
+    def diagnose(params, tokens, segment_ids):
+        def row(x):
+            return None if x is None else jnp.repeat(x[:1, :length], shards, axis=0)
 
-    def figures(params: LanguageModel, tokens: jax.Array) -> Figures:
-        found = jax.device_get(diagnose(params, tokens))
+        diagnostics = params.diagnose(row(tokens), segment_ids=row(segment_ids))
+        return summary(jax.tree.map(lambda x: x[:, :1], diagnostics))
+
+    def figures(
+        params: LanguageModel, tokens: jax.Array, segment_ids: jax.Array | None = None
+    ) -> Figures:
+        found = jax.device_get(diagnose(params, tokens, segment_ids))
         names = (*Diagnostics._fields, "max_memory_norm")  # in this order; jax sorts them
         return {f"inner/{name}": np.asarray(found[name], float).tolist() for name in names}
 

@@ -12,11 +12,13 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from miras_jax.data import (
-    ByteTokenizer,
-    Corpus,
-    load_corpus,
+    DataError,
+    TrainingText,
+    keep_vocabulary,
+    load_text,
     order0_entropy,
     order1_entropy,
+    saved_vocabulary,
     train_iterator,
     validation_batches,
 )
@@ -53,7 +55,8 @@ def train(
 
     Returns:
       The record of the last evaluation: `step`, `eval/loss` (nats per token),
-      `eval/bits_per_byte`, and the entropies beside it.
+      `eval/bits_per_byte`, and of bytes the entropies beside it; where held-out texts have names,
+      the same of each as `eval/NAME/...`.
 
     Raises:
       UserError: the request cannot be carried out; nothing was changed.
@@ -79,10 +82,10 @@ def train(
         start = checkpoints.latest.step if checkpoints.latest else 0
         if start >= config.steps:
             print(f"nothing to do: {directory} has {start} of {config.steps} steps")
-            return close(config, command, generate_command, start)
+            return close(config, corpus, command, generate_command, start)
 
         batches = train_iterator(
-            corpus.train,
+            corpus.parts,
             window=data.window,
             batch_size=data.batch_size,
             seed=data.seed,
@@ -110,6 +113,8 @@ def train(
         evaluate = make_evaluation(config, corpus, mesh)
         diagnose = make_diagnosis(config, mesh) if diagnoses(config) else None
         metadata = checkpoint.describe(config, corpus)
+        if jax.process_index() == 0:
+            keep_vocabulary(corpus, config.directory)
         monitor = stack.enter_context(
             Monitor(
                 directory / "metrics.jsonl",
@@ -125,8 +130,12 @@ def train(
         try:
             for step in range(start + 1, config.steps + 1):
                 batch = next(batches)
-                tokens = jax.make_array_from_process_local_data(rows, batch["tokens"])
-                state, metrics = advance(state, {"tokens": tokens})
+                arrays = {
+                    name: jax.make_array_from_process_local_data(rows, batch[name])
+                    for name in ("tokens", "segment_ids")
+                    if name in batch
+                }
+                state, metrics = advance(state, arrays)
                 monitor.push(step, metrics, batch["index"])
 
                 last, stopping = step == config.steps, signals.received is not None
@@ -136,7 +145,7 @@ def train(
                     monitor.pause()
                 if diagnose and step % config.log.diagnostics_every == 0:
                     monitor.drain()
-                    monitor.diagnosis(step, diagnose(state.params, tokens))
+                    monitor.diagnosis(step, diagnose(state.params, **arrays))
                     monitor.pause()
                 if last or stopping or checkpoints.should_save(step):
                     monitor.drain()
@@ -153,34 +162,33 @@ def train(
             good = checkpoints.latest.path if checkpoints.latest else "none yet"
             raise DivergedError(f"{error}; last good checkpoint: {good}") from None
 
-    return close(config, command, generate_command, config.steps, state.params)
+    return close(config, corpus, command, generate_command, config.steps, state.params)
 
 
-def read_corpus(config: TrainConfig) -> Corpus:
-    """Loads the text and checks that it fills a batch and fits the model.
+def read_corpus(config: TrainConfig) -> TrainingText:
+    """Opens the text and checks that every part fills a window and fits the model.
 
     Raises:
       UserError: if it cannot be read, is too short or has ids that the model does not know.
     """
     data = config.data
     try:
-        corpus = load_corpus(data.source, validation=data.validation)
+        corpus = load_text(data.source, data.validation)
     except (ValueError, OSError) as error:
         name = _unreadable(data)
         raise UserError(f"data.{name} {getattr(data, name)!r}: {error}") from error
-    for name, source, tokens in (
-        ("training", data.source, corpus.train),
-        ("held-out", data.validation or data.source, corpus.validation),
-    ):
-        if len(tokens) <= data.window:
+    texts = [("training", data.source, tokens) for tokens, _ in corpus.parts]
+    for name, tokens in corpus.validation.items():
+        texts.append((f"held-out {name}".rstrip(), data.validation or data.source, tokens))
+    for name, source, tokens in texts:
+        if tokens.size <= data.window:
             raise UserError(
-                f"the {name} text of {source!r} has {len(tokens)} tokens:"
+                f"the {name} text of {source!r} has {tokens.size} tokens:"
                 f" too few for data.window {data.window} and the token after it"
             )
-    if config.model.vocab_size < ByteTokenizer().vocab_size:
+    if config.model.vocab_size < (needed := corpus.vocabulary["vocab_size"]):
         raise UserError(
-            f"model.vocab_size {config.model.vocab_size} is less than the tokenizer's"
-            f" {ByteTokenizer().vocab_size}"
+            f"model.vocab_size {config.model.vocab_size} is less than the tokenizer's {needed}"
         )
     return corpus
 
@@ -188,46 +196,61 @@ def read_corpus(config: TrainConfig) -> Corpus:
 def _unreadable(data: DataConfig) -> str:
     """Names the field at fault where source and validation together cannot be loaded."""
     try:
-        load_corpus(data.source)
+        load_text(data.source)
     except (ValueError, OSError):
         return "source"
     return "validation"
 
 
 def make_evaluation(
-    config: TrainConfig, corpus: Corpus, mesh: Mesh
+    config: TrainConfig, corpus: TrainingText, mesh: Mesh
 ) -> Callable[[LanguageModel], dict[str, float]]:
-    """Returns a function from parameters to the figures of the held-out text.
+    """Returns a function from parameters to the figures of the held-out texts.
 
     Bits per byte are all nats, those of separators too, over ln 2 and the number of bytes of text.
-    Beside them stand two entropies of the very text that is read, which need no model.
+    Where tokens are bytes, two entropies of the very text that is read stand beside them, which
+    need no model. Texts with names have figures of their own, and together the ones without.
     """
     window, batch_size = config.data.window, config.data.batch_size
     limit = config.evaluation.batches
-    held_out = corpus.validation[: limit and limit * batch_size * window + 1]
-    separator = ByteTokenizer().separator
-    data = held_out[held_out != separator].astype(np.uint8).tobytes()
-    text = data.decode("utf-8", errors="ignore")  # the limit may cut the last character
-    floors = {
-        "eval/order1_bits_per_byte": order1_entropy(text),
-        "eval/order0_bits_per_byte": order0_entropy(text),
-    }
+    read = limit and limit * batch_size * window + 1
+    floors = {}
+    if corpus.vocabulary["kind"] == "bytes":
+        floors = {name: entropies(text[:read]) for name, text in corpus.validation.items()}
     rows = NamedSharding(mesh, PartitionSpec(BATCH))
-    sums = jax.jit(functools.partial(evaluation_step, separator=separator))
+    sums = jax.jit(evaluation_step)
+
+    def evaluate_one(params: LanguageModel, name: str) -> tuple[float, float, float]:
+        batches = validation_batches(
+            corpus.validation[name], window=window, batch_size=batch_size, limit=limit
+        )
+        totals = jax.device_get([sums(params, jax.device_put(batch, rows)) for batch in batches])
+        nats, tokens = (math.fsum(total[key] for total in totals) for key in ("nats", "tokens"))
+        return nats, tokens, corpus.text_bytes(name, int(tokens))
 
     def evaluate(params: LanguageModel) -> dict[str, float]:
-        batches = validation_batches(held_out, window=window, batch_size=batch_size)
-        totals = jax.device_get([sums(params, jax.device_put(batch, rows)) for batch in batches])
-        nats, tokens, size = (
-            math.fsum(total[name] for total in totals) for name in ("nats", "tokens", "bytes")
-        )
-        return {
-            "eval/loss": nats / tokens,
-            "eval/bits_per_byte": nats / math.log(2) / size,
-            **floors,
-        }
+        figures: dict[str, float] = {}
+        totals = {name: evaluate_one(params, name) for name in corpus.validation}
+        if "" not in totals:
+            totals[""] = tuple(map(math.fsum, zip(*totals.values(), strict=True)))
+        for name, (nats, tokens, size) in totals.items():
+            found = {"loss": nats / tokens, "bits_per_byte": nats / math.log(2) / size}
+            prefix = f"eval/{name}/" if name else "eval/"
+            found |= floors.get(name, {})
+            figures |= {prefix + figure: value for figure, value in found.items()}
+        return figures
 
     return evaluate
+
+
+def entropies(tokens: np.ndarray) -> dict[str, float]:
+    """Order-1 and order-0 entropy of the bytes among `tokens`, ids of `ByteTokenizer`."""
+    data = tokens[tokens < 256].astype(np.uint8).tobytes()
+    text = data.decode("utf-8", errors="ignore")  # the end may be within a character
+    return {
+        "order1_bits_per_byte": order1_entropy(text),
+        "order0_bits_per_byte": order0_entropy(text),
+    }
 
 
 def diagnoses(config: TrainConfig) -> bool:
@@ -235,7 +258,9 @@ def diagnoses(config: TrainConfig) -> bool:
     return config.log.diagnostics_every > 0 and isinstance(config.model.build_memory(), Memory)
 
 
-def opening(config: TrainConfig, corpus: Corpus, mesh: Mesh, abstract: State, start: int) -> str:
+def opening(
+    config: TrainConfig, corpus: TrainingText, mesh: Mesh, abstract: State, start: int
+) -> str:
     """Returns the line that says what is trained, on what and from where, and another where no
     diagnosis can be made."""
     parameters = sum(x.size for x in jax.tree.leaves(abstract.params))
@@ -256,6 +281,7 @@ def opening(config: TrainConfig, corpus: Corpus, mesh: Mesh, abstract: State, st
 
 def close(
     config: TrainConfig,
+    corpus: TrainingText,
     command: str,
     generate_command: str,
     step: int,
@@ -268,10 +294,15 @@ def close(
     records = [r for r in read_records(directory / "metrics.jsonl") if "eval/bits_per_byte" in r]
     final = records[-1] if records else {"step": step}
     if records:
+        floors = ""
+        if "eval/order1_bits_per_byte" in final:
+            floors = (
+                f" (order-1 entropy {final['eval/order1_bits_per_byte']:.3f},"
+                f" order-0 {final['eval/order0_bits_per_byte']:.3f})"
+            )
         print(
             f"held-out text after step {final['step']}: {final['eval/bits_per_byte']:.3f}"
-            f" bits per byte (order-1 entropy {final['eval/order1_bits_per_byte']:.3f},"
-            f" order-0 {final['eval/order0_bits_per_byte']:.3f})"
+            f" bits per byte{floors}"
         )
     print(f"checkpoint: {checkpoint.find_checkpoint(directory)}")
     print(f"train on:   {command} --steps {2 * step}")
@@ -279,15 +310,20 @@ def close(
     # The sample is drawn on one device, which may have no room for weights that several hold.
     fits = config.mesh.size == 1 or (jax.default_backend() == "cpu" and jax.process_count() == 1)
     if params is not None and config.evaluation.sample_tokens and fits:
-        print("sample:", textwrap.indent(sample(config, params), "  "), sep="\n")
+        try:
+            print("sample:", textwrap.indent(sample(config, corpus, params), "  "), sep="\n")
+        except DataError as error:  # the vocabulary's library is not installed
+            print(f"no sample: {error}")
     return final
 
 
-def sample(config: TrainConfig, params: LanguageModel) -> str:
-    """Continues a newline with text of `config.evaluation.sample_tokens` tokens, on one device."""
-    tokenizer = ByteTokenizer()
+def sample(config: TrainConfig, corpus: TrainingText, params: LanguageModel) -> str:
+    """Writes a text of `config.evaluation.sample_tokens` tokens, on one device: what follows a
+    newline, or the separator where documents begin with it."""
+    tokenizer = saved_vocabulary(corpus.vocabulary, corpus.vocabulary_folder).tokenizer
     model = jax.device_put(params, jax.devices()[0])
-    prompt = np.asarray(tokenizer.encode("\n"), np.int32)
+    first = [tokenizer.separator] if corpus.packed else tokenizer.encode("\n")
+    prompt = np.asarray(first, np.int32)
     key = jax.random.key(config.seed)
     ids = list(
         generate(model, prompt, steps=config.evaluation.sample_tokens, key=key, temperature=0.8)

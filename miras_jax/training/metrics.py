@@ -203,7 +203,10 @@ class Monitor:
 
 def _figures(record: Record, names: Iterable[str]) -> str:
     """Writes the figures of a record for people."""
-    shown = ((*SHOWN[name], record[name]) for name in names if name in record)
+    shown = [(*SHOWN[name], record[name]) for name in names if name in record]
+    for name, value in record.items():  # of held-out texts that have names
+        if name.endswith("/bits_per_byte") and name.count("/") == 2:
+            shown.append((name.split("/")[1], ".3f", value))
     return "  ".join(f"{label} {value:{form}}" for label, form, value in shown)
 
 

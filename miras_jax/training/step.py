@@ -19,7 +19,7 @@ def nats(params: LanguageModel, batch: Batch) -> tuple[jax.Array, jax.Array]:
     Args:
       params: the model.
       batch: `tokens` int32 [B, T + 1] and, optionally, `mask` float32 [B, T], the weight of each
-        target (default 1).
+        target (default 1), and `segment_ids` int32 [B, T], the documents of a packed row.
 
     Returns:
       The weighted sum in nats and the sum of the weights, both float32 [].
@@ -27,7 +27,7 @@ def nats(params: LanguageModel, batch: Batch) -> tuple[jax.Array, jax.Array]:
     tokens = batch["tokens"]
     targets = tokens[:, 1:]
     weights = batch["mask"] if "mask" in batch else jnp.ones(targets.shape, jnp.float32)
-    logits, _ = params(tokens[:, :-1])
+    logits, _ = params(tokens[:, :-1], segment_ids=batch.get("segment_ids"))
     losses = optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), targets)
     return jnp.sum(losses * weights), jnp.sum(weights)
 
@@ -97,20 +97,11 @@ def train_step(
     ), metrics
 
 
-def evaluation_step(params: LanguageModel, batch: Batch, *, separator: int) -> dict[str, jax.Array]:
-    """Sums up one held-out batch.
-
-    Args:
-      params: the model.
-      batch: `tokens` int32 [B, T + 1] and `mask` float32 [B, T].
-      separator: the id that stands between documents and is no byte of text.
+def evaluation_step(params: LanguageModel, batch: Batch) -> dict[str, jax.Array]:
+    """Sums up one held-out batch, see `nats`.
 
     Returns:
-      float32 []: `nats`, `tokens` (targets) and `bytes` (targets that are text).
+      float32 []: `nats` and `tokens` (targets).
     """
     loss, tokens = nats(params, batch)
-    return {
-        "nats": loss,
-        "tokens": tokens,
-        "bytes": jnp.sum(batch["mask"] * (batch["tokens"][:, 1:] != separator)),
-    }
+    return {"nats": loss, "tokens": tokens}
