@@ -16,7 +16,12 @@ import jax
 import jax.numpy as jnp
 
 from kernels_pallas.linear import linear_step
+from miras_jax.memory.algorithm import GradientDescent, Momentum
+from miras_jax.memory.architecture import MLP
+from miras_jax.memory.bias import L2, Huber, Lp
+from miras_jax.memory.links import KL, Lq
 from miras_jax.memory.memory import Memory
+from miras_jax.memory.retention import Retention
 
 Platform = Literal["tpu", "gpu", "cpu"]
 
@@ -141,6 +146,20 @@ def _steps(memory: Memory) -> tuple:
     return jax.eval_shape(steps)
 
 
+def _compiled_alike(memory: Memory) -> bool:
+    """Whether a deep memory is made of choices of the rows that were compiled (`cases.DEEP`)."""
+    architecture, retention = memory.architecture, memory.retention
+    return (
+        type(architecture) is MLP
+        and (architecture.depth, architecture.gelu) == (2, "tanh")
+        and architecture.expansion <= 4
+        and type(memory.bias) in (L2, Lp, Huber)
+        and type(retention) in (Retention, Lq, KL)
+        and type(memory.algorithm) in (GradientDescent, Momentum)
+        and memory.chunk_size in (16, 32, 48, 64)
+    )
+
+
 def automatic(memory, dtype: jnp.dtype, key_dim: int, value_dim: int) -> str | None:
     """The kernel that "auto" takes, or None for pure JAX."""
     here = platform()
@@ -153,7 +172,8 @@ def automatic(memory, dtype: jnp.dtype, key_dim: int, value_dim: int) -> str | N
         return None
     for entry in entries:
         fits = jnp.dtype(dtype).name in entry.dtypes and {key_dim, value_dim} <= set(entry.widths)
-        if entry.family == kind and fits:
+        alike = kind != "deep memory" or _compiled_alike(memory)
+        if entry.family == kind and fits and alike:
             return f"pallas_{here}"
     return None
 

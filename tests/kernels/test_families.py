@@ -13,6 +13,7 @@ from jax._src.pallas.mosaic.interpret import interpret_pallas_call
 from jax.experimental.pallas import tpu as pltpu
 
 import kernels_pallas
+import miras_jax as mj
 from kernels_pallas import dispatch, read
 from tests.cases import apply, case, close, memory_of, weigh
 
@@ -148,6 +149,11 @@ def test_auto_takes_what_is_proved_and_can_be_overruled(monkeypatch):
         assert taken(width=48) is None
         assert taken(jnp.float64) is None
         assert taken(memory=memory_of("lact")) is None
+        for _, name in ROWS:
+            assert taken(memory=mj.zoo.get(name)) == "pallas_tpu", name
+        # Of the same family, but never compiled.
+        assert taken(memory=mj.zoo.get("ttt_linear")) is None
+        assert taken(memory=mj.zoo.get("yaad", chunk_size=20)) is None
     sizes = {"heads": 2, "key_dim": 64, "value_dim": 128}
     params = memory.init(jax.random.key(0), **sizes)
     inputs = {"q": jnp.ones((1, 8, 2, 64)), "k": jnp.ones((1, 8, 2, 64))}
