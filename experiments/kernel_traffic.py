@@ -92,7 +92,7 @@ def traffic(op: Op, backward: bool = False, backend: str = "tpu") -> dict[str, i
     gates = {name: x for name, x in inputs.items() if name not in "qkv"}
     qkv = [inputs[name] for name in "qkv"]
     if memory.exact:
-        carry, consts, chunk = state.weights, {}, read.LINEAR_CHUNK[backend]
+        carry, consts, chunk = state.weights, {}, read.linear_chunk(backend, op.tokens)
         tokens = jax.eval_shape(lambda *args: linear_tokens(memory, *args), *qkv, gates)
     else:
         carry, chunk = (state.weights, state.momentum), op.chunk_size
@@ -127,7 +127,7 @@ def work(op: Op, backward: bool = False, backend: str = "tpu") -> float:
     computes again counts nothing."""
     memory = memory_of(op)
     if memory.exact:  # the kernel's chunks, not those of the chunked form
-        memory = dataclasses.replace(memory, chunk_size=read.LINEAR_CHUNK[backend])
+        memory = dataclasses.replace(memory, chunk_size=read.linear_chunk(backend, op.tokens))
     per_token = flops.per_token(memory, op.width, op.width, op.tokens)
     return per_token * op.batch * op.tokens * op.heads * (3 if backward else 1)
 

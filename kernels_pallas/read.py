@@ -73,7 +73,7 @@ def read(
         return _decode(driver, memory, initial, held, q, k, v, gates, marks, phase, options)
     precision = "bfloat16" if v.dtype == jnp.bfloat16 else "highest"
     if memory.exact:
-        step, chunk = linear_step(memory, precision, backend), _linear_chunk(backend, q.shape[1])
+        step, chunk = linear_step(memory, precision, backend), linear_chunk(backend, q.shape[1])
         tokens, carry, consts = linear_tokens(memory, q, k, v, gates), held[0], {}
         tokens = {name: jnp.moveaxis(x, 2, 1) for name, x in tokens.items()}
         placed, offset = False, None
@@ -106,7 +106,7 @@ def read(
     return (carry["weights"], carry.get("momentum", {}), start, held[3]), y
 
 
-def _linear_chunk(backend: str, total: int) -> int:
+def linear_chunk(backend: str, total: int) -> int:
     """A power of two: the back end's chunk, or for short rows what holds them."""
     return min(LINEAR_CHUNK[backend], max(SHORTEST_CHUNK, 1 << (total - 1).bit_length()))
 

@@ -1,4 +1,4 @@
-"""The command line: `miras train`, `tokenize`, `generate`, `inspect` and `zoo`.
+"""The command line: `miras train`, `tokenize`, `generate`, `inspect`, `report`, `export` and `zoo`.
 
 What is wrong with a request is said in one line on stderr, with exit code 2; a traceback is a bug
 of the library. JAX is imported by the commands that need it, so that `--help` answers at once.
@@ -19,7 +19,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 import miras_jax
-from miras_jax import tokenize_cli
+from miras_jax import export_cli, report_cli, tokenize_cli
 
 
 class Parser(argparse.ArgumentParser):
@@ -142,6 +142,9 @@ def parser() -> Parser:
     )
     command.set_defaults(run=inspect)
 
+    report_cli.add_command(commands, **style)
+    export_cli.add_command(commands, **style)
+
     command = commands.add_parser("zoo", help="list the models, or describe one", **style)
     command.add_argument("name", nargs="?", metavar="NAME", help="the model to describe")
     command.set_defaults(run=zoo)
@@ -187,7 +190,7 @@ def generate(arguments: argparse.Namespace) -> int:
     import numpy as np
 
     from miras_jax import nn
-    from miras_jax.training.checkpoint import load_model, load_tokenizer
+    from miras_jax.export import load_model, load_tokenizer
     from miras_jax.training.errors import UserError
 
     if not arguments.prompt:
@@ -223,7 +226,7 @@ def inspect(arguments: argparse.Namespace) -> int:
     import numpy as np
 
     from miras_jax import inspection
-    from miras_jax.training.checkpoint import load_model, load_tokenizer
+    from miras_jax.export import load_model, load_tokenizer
     from miras_jax.training.errors import UserError
 
     inspection.check_plotting()

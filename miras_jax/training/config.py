@@ -97,6 +97,8 @@ class LogConfig:
     alone, writes none."""
     diagnostics_tokens: int = 256
     """Tokens, the first of a batch's first row, over which they are taken."""
+    trackers: tuple[str, ...] = ()
+    """Services that get every record too: tensorboard, wandb; each needs its extra installed."""
 
 
 @dataclasses.dataclass(frozen=True)

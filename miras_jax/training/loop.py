@@ -35,6 +35,7 @@ from miras_jax.training.optimizer import learning_rate, make_optimizer
 from miras_jax.training.signals import stop_signals
 from miras_jax.training.state import State, abstract_state, init_state, make_mesh, shardings_of
 from miras_jax.training.step import evaluation_step, train_step
+from miras_jax.training.trackers import check_trackers, open_trackers
 
 
 def train(
@@ -64,6 +65,7 @@ def train(
       StoppedError: a signal ended the run; the state was saved.
     """
     validate(config)
+    check_trackers(config.log.trackers)
     mesh = make_mesh(config.mesh)
     corpus = read_corpus(config)
     directory, data = pathlib.Path(config.directory), config.data
@@ -123,13 +125,16 @@ def train(
                 every=config.log.every,
                 tokens=data.batch_size * data.window,
                 flops_per_token=training_flops,
+                devices=mesh.size,
+                trackers=open_trackers(config, start) if jax.process_index() == 0 else (),
             )
         )
         monitor.say(opening(config, corpus, mesh, abstract, start))
 
         try:
             for step in range(start + 1, config.steps + 1):
-                batch = next(batches)
+                with monitor.reading():
+                    batch = next(batches)
                 arrays = {
                     name: jax.make_array_from_process_local_data(rows, batch[name])
                     for name in ("tokens", "segment_ids")

@@ -8,7 +8,7 @@ import pathlib
 import sys
 import time
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -17,8 +17,21 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from miras_jax.training.errors import DivergedError
+from miras_jax.training.trackers import Tracker
 
 Record = dict[str, int | float | str | list[float | None]]
+
+# Peak FLOP/s of one device in bfloat16 without sparsity, by its kind: the makers' data sheets.
+PEAK_FLOPS = {
+    "NVIDIA A100-SXM4-40GB": 312e12,
+    "NVIDIA A100-SXM4-80GB": 312e12,
+    "NVIDIA H100 80GB HBM3": 989e12,
+    "NVIDIA H200": 989e12,
+    "TPU v4": 275e12,
+    "TPU v5": 459e12,  # v5p
+    "TPU v5 lite": 197e12,
+    "TPU v6 lite": 918e12,
+}
 
 
 def read_records(path: pathlib.Path) -> list[Record]:
@@ -35,6 +48,9 @@ class MetricsFile:
 
     Records after `step` are dropped on opening: the run continues from there and will write them
     again. All fields but `throughput/*` then equal those of a run that was never interrupted.
+
+    Attributes:
+      last: the last record of training that was kept; empty if there is none.
     """
 
     def __init__(self, path: pathlib.Path, step: int):
@@ -46,6 +62,8 @@ class MetricsFile:
             fresh, path
         )  # a crash here leaves the old file or the new one, never half of one
         self._file = path.open("a")
+        training = [record for record in kept if "train/loss" in record]
+        self.last: Record = training[-1] if training else {}
 
     def write(self, record: Record) -> None:
         """Appends a record; NaN and infinities are refused with ValueError."""
@@ -78,6 +96,8 @@ class Monitor:
       every: steps per record.
       tokens: tokens per step.
       flops_per_token: FLOPs per token of a step, forward and backward.
+      devices: devices that share the work, for the utilization.
+      trackers: get every record too; `step` and whatever else the file has. They are closed here.
     """
 
     def __init__(
@@ -89,6 +109,8 @@ class Monitor:
         every: int,
         tokens: int,
         flops_per_token: float,
+        devices: int = 1,
+        trackers: Iterable[Tracker] = (),
     ):
         self._file = MetricsFile(path, start) if jax.process_index() == 0 else None
         self._steps, self._every, self._tokens, self._flops = steps, every, tokens, flops_per_token
@@ -96,6 +118,15 @@ class Monitor:
         # None until the first step of this process is over: it compiles.
         self._since: float | None = None
         self._counted = 0
+        # Of the steps since the last record, in seconds: from one step's end to the next one's, and
+        # how long the host waited for batches.
+        self._looked: float | None = None
+        self._times: list[float] = []
+        self._waits: list[float] = []
+        before = self._file.last.get("throughput/elapsed_seconds", 0.0) if self._file else 0.0
+        self._began = time.perf_counter() - before
+        self._peak = devices * PEAK_FLOPS.get(jax.devices()[0].device_kind, 0.0)
+        self._trackers = tuple(trackers)
         # Whether a person watches a terminal that can redraw a line: a progress bar, else lines.
         dumb = os.environ.get("TERM", "").lower() in ("dumb", "unknown")
         self._interactive = self._file is not None and sys.stdout.isatty() and not dumb
@@ -122,6 +153,15 @@ class Monitor:
         self._progress.stop()
         if self._file is not None:
             self._file.close()
+        for tracker in self._trackers:
+            tracker.close()
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[None]:
+        """Times what is done in it as waiting for the next batch."""
+        began = time.perf_counter()
+        yield
+        self._waits.append(time.perf_counter() - began)
 
     def push(self, step: int, metrics: Mapping[str, jax.Array], index: np.ndarray) -> None:
         """Hands in the metrics of the step just dispatched, and looks at the step before.
@@ -139,8 +179,9 @@ class Monitor:
             self._pending = None
 
     def pause(self) -> None:
-        """Leaves the time since the last step out of the throughput."""
-        self._since, self._counted = time.perf_counter(), 0
+        """Leaves the time since the last step out of the throughput and of the time of a step."""
+        self._since = self._looked = time.perf_counter()
+        self._counted = 0
 
     def evaluation(self, step: int, figures: Mapping[str, float]) -> None:
         """Writes the figures of an evaluation after `step`."""
@@ -157,7 +198,7 @@ class Monitor:
                 name: [x if math.isfinite(x) else None for x in layers]
                 for name, layers in figures.items()
             }
-            self._file.write({"step": step, **lists})
+            self._keep({"step": step, **lists})
 
     def say(self, line: str) -> None:
         """Prints a line above the progress bar, on the first process."""
@@ -165,10 +206,13 @@ class Monitor:
             self._console.print(line, markup=False)
 
     def _look(self, step: int, metrics: Mapping[str, jax.Array], index: np.ndarray) -> None:
-        values = {name: float(value) for name, value in jax.device_get(dict(metrics)).items()}
+        due = step % self._every == 0 or step in (1, self._steps)
+        # Norms of groups wait on the device: only records want them.
+        wanted = {n: x for n, x in metrics.items() if due or not in_group(n)}
+        values = {name: float(value) for name, value in jax.device_get(wanted).items()}
         bad = [name for name, value in values.items() if not math.isfinite(value)]
         if bad:
-            figures = ", ".join(f"{name} {value:.6g}" for name, value in values.items())
+            figures = ", ".join(f"{n} {x:.6g}" for n, x in values.items() if not in_group(n))
             windows = ", ".join(map(str, index[:64])) + (
                 f", ... {len(index)} in all" if len(index) > 64 else ""
             )
@@ -176,29 +220,74 @@ class Monitor:
                 f"step {step}: {bad[0]} is not finite ({figures}); windows of the batch: {windows}"
             )
         now, self._counted = time.perf_counter(), self._counted + 1
+        if self._looked is not None:
+            self._times.append(now - self._looked)
+        self._looked = now
         if self._since is None:
             self.pause()
-        if step % self._every == 0 or step in (1, self._steps):
+        if due:
             if self._counted and now > self._since:
                 rate = self._counted * self._tokens / (now - self._since)
                 values |= {
                     "throughput/tokens_per_second": rate,
                     "throughput/flops_per_second": rate * self._flops,
                 }
+                if self._peak:
+                    values["throughput/mfu"] = rate * self._flops / self._peak
+            values |= self._timing(now) | memory_in_use()
             checksum = zlib.crc32(np.ascontiguousarray(index, np.int64).tobytes())
-            self._write({"step": step, **values, "data/index_crc32": f"{checksum:08x}"})
+            data = {"data/tokens": step * self._tokens, "data/index_crc32": f"{checksum:08x}"}
+            self._write({"step": step, **values, **data})
             self.pause()
         self._progress.update(self._task, completed=step)
+
+    def _timing(self, now: float) -> Record:
+        """The times of the steps since the last record, which it forgets."""
+        found: Record = {"throughput/elapsed_seconds": now - self._began}
+        if self._times:
+            percentiles = np.percentile(self._times, (50, 90, 99)).tolist()
+            for percentile, seconds in zip((50, 90, 99), percentiles, strict=True):
+                found[f"throughput/step_seconds_p{percentile}"] = seconds
+            if self._waits:
+                found["throughput/input_wait_seconds"] = math.fsum(self._waits) / len(self._waits)
+        self._times, self._waits = [], []
+        return found
+
+    def _keep(self, record: Record) -> None:
+        """Hands a record to the file and the trackers."""
+        self._file.write(record)
+        for tracker in self._trackers:
+            tracker.write(record)
 
     def _write(self, record: Record) -> None:
         if self._file is None:
             return
-        self._file.write(record)
+        self._keep(record)
         if self._interactive and "train/loss" in record:
             self._progress.update(self._task, figures=_figures(record, SHOWN_IN_BAR))
         else:
             step = f"step {record['step']:>{len(str(self._steps))}}/{self._steps}"
             self.say(f"{step}  {_figures(record, SHOWN)}")
+
+
+def in_group(name: str) -> bool:
+    """Whether a figure is that of a group of parameters: `train/grad_norm/GROUP`."""
+    return name.count("/") > 1
+
+
+def memory_in_use() -> Record:
+    """Bytes that this process holds on its fullest device, now and at most, and on the host; only
+    what the platform tells."""
+    found: Record = {}
+    stats = [device.memory_stats() or {} for device in jax.local_devices()]
+    names = {"device_bytes": "bytes_in_use", "device_peak_bytes": "peak_bytes_in_use"}
+    for name, key in names.items():
+        if any(key in each for each in stats):
+            found[f"throughput/{name}"] = max(each.get(key, 0) for each in stats)
+    with contextlib.suppress(OSError):  # Linux alone has it
+        pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
+        found["throughput/host_bytes"] = pages * os.sysconf("SC_PAGE_SIZE")
+    return found
 
 
 def _figures(record: Record, names: Iterable[str]) -> str:

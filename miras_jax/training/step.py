@@ -1,5 +1,6 @@
 """One training step and one evaluation step as pure functions of arrays."""
 
+import re
 from typing import Any
 
 import jax
@@ -11,6 +12,19 @@ from miras_jax.nn.partition import BATCH, constrain
 from miras_jax.training.state import State
 
 Batch = dict[str, jax.Array]
+
+# The groups of parameters whose norms are recorded, by path; the first match decides.
+GROUPS: tuple[tuple[str, str], ...] = (
+    ("embeddings", r"embedding"),
+    ("head", r"\bhead\b"),
+    ("convolutions", r"convolution"),
+    ("gates", r"\bgates\b"),
+    ("starts", r"\bstart\b"),  # what a memory begins with, and persistent tokens
+    ("norms", r"norm\b.*(scale|bias)"),
+    ("coefficients", r"\b(learned|shift)\b"),  # learned numbers of the memories beside the gates
+    ("projections", r"kernel"),
+    ("others", r""),
+)
 
 
 def nats(params: LanguageModel, batch: Batch) -> tuple[jax.Array, jax.Array]:
@@ -45,6 +59,17 @@ def microbatches(batch: Batch, count: int) -> Batch:
     return jax.tree.map(cut, batch)
 
 
+def group_norms(tree: Any) -> dict[str, jax.Array]:
+    """Returns the l2 norm, float32 [], of each of the `GROUPS` that has leaves in `tree`, which is
+    shaped like the parameters."""
+    leaves: dict[str, list[jax.Array]] = {}
+    for path, x in jax.tree_util.tree_leaves_with_path(tree):
+        name = jax.tree_util.keystr(path)
+        group = next(group for group, pattern in GROUPS if re.search(pattern, name))
+        leaves.setdefault(group, []).append(x)
+    return {group: optax.tree.norm(leaves[group]) for group, _ in GROUPS if group in leaves}
+
+
 def train_step(
     state: State,
     batch: Batch,
@@ -70,7 +95,8 @@ def train_step(
 
     Returns:
       The state after and float32 scalars: `train/loss` (nats per token), `train/grad_norm` (before
-      clipping), `train/update_norm`, `train/learning_rate`.
+      clipping), `train/update_norm`, `train/learning_rate`, and both norms by group of parameters
+      as `train/grad_norm/GROUP` and `train/update_norm/GROUP`, see `GROUPS`.
     """
 
     def gather(total, microbatch):
@@ -92,6 +118,8 @@ def train_step(
         "train/update_norm": optax.tree.norm(updates),
         "train/learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
     }
+    for name, tree in (("train/grad_norm", grads), ("train/update_norm", updates)):
+        metrics |= {f"{name}/{group}": norm for group, norm in group_norms(tree).items()}
     return State(
         step=state.step + 1, params=optax.apply_updates(state.params, updates), opt=opt
     ), metrics

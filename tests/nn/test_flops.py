@@ -64,7 +64,7 @@ def test_flops_of_a_memory_are_its_matrix_products(name, writes):
         lambda key: memory.init(key, heads=1, key_dim=width, value_dim=width), jax.random.key(0)
     )
     gates = {n: shape(*gate.shape((), width, width)) for n, gate in memory.gates.items()}
-    traced = jax.make_jaxpr(lambda params, *args: mj.memorize(memory, params, *args))(
+    traced = jax.make_jaxpr(lambda *args: mj.memorize(memory, *args, form="chunked"))(
         params, *[shape(width)] * 3, gates
     )
     counted = products(traced.jaxpr, getattr(memory.architecture, "iterations", 1)) / chunk

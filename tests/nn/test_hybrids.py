@@ -34,6 +34,9 @@ SMALL = ModelConfig(dim=16, depth=2, heads=2, vocab_size=32, ff_dim=32, remat=Fa
 WINDOW, SEGMENT = 5, 6
 # Logits of a float32 model are sums of some hundred terms of size 1: a few 1e-6 of rounding.
 FLOAT32 = 2e-5
+# Titans as context reads its memory twice, and its normalised steps amplify rounding: 3e-6 to 2e-5
+# over eight texts, in whatever order the memory's sums are taken.
+AMPLIFIED = {"mac": 4e-5}
 
 
 def model_of(name: str, **changes) -> LanguageModel:
@@ -80,7 +83,8 @@ def test_one_text_read_in_any_way(name):
         logits, state = read(model, tokens[:, begin:end], state)
         assert jax.tree.map(jnp.shape, state) == shapes
         pieces.append(logits)
-    assert jnp.max(jnp.abs(jnp.concatenate(pieces, 1) - expected)) < FLOAT32
+    error = jnp.max(jnp.abs(jnp.concatenate(pieces, 1) - expected))
+    assert error < AMPLIFIED.get(name, FLOAT32)
 
 
 @pytest.mark.parametrize("name", MODELS)

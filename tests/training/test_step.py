@@ -6,8 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
+from miras_jax.nn import LanguageModel, ModelConfig
 from miras_jax.nn.partition import BATCH
 from miras_jax.training import MeshConfig
 from miras_jax.training.optimizer import learning_rate, make_optimizer
@@ -18,7 +20,7 @@ from miras_jax.training.state import (
     make_mesh,
     shardings_of,
 )
-from miras_jax.training.step import evaluation_step, train_step
+from miras_jax.training.step import evaluation_step, group_norms, train_step
 from tests.training.toy import toy
 
 
@@ -101,6 +103,30 @@ def test_loss_is_the_weighted_mean_and_the_state_is_donated(config, batch, state
     assert int(new.step) == 1
     assert metrics["train/update_norm"] > 0
     assert all(x.is_deleted() for x in old)
+
+
+def test_norms_of_groups_make_up_the_whole(reference):
+    _, metrics = reference
+    for name in ("train/grad_norm", "train/update_norm"):
+        groups = [x for n, x in metrics.items() if n.startswith(name + "/")]
+        np.testing.assert_allclose(np.linalg.norm(groups), metrics[name], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("memory", "expected"),
+    [
+        ("yaad", "embeddings convolutions gates starts norms projections"),
+        ("rwkv7", "embeddings gates norms coefficients projections"),
+        ("titans_mac", "embeddings convolutions gates starts norms projections"),
+        ("transformer", "embeddings norms projections"),
+    ],
+)
+def test_every_parameter_has_a_group(memory, expected):
+    config = ModelConfig(memory=memory, dim=8, depth=1, heads=2)
+    norms = jax.eval_shape(
+        lambda: group_norms(LanguageModel(config, rngs=nnx.Rngs(0))),
+    )
+    assert set(norms) == set(expected.split())
 
 
 def test_evaluation_sums_over_rows(batch, state):

@@ -1,0 +1,219 @@
+"""A model as a folder that other programs can read, and back.
+
+`model.safetensors` has the weights, `config.json` says what they are; a tokenizer's file and the
+programs of `decode_program` may stand beside them. docs/export.md describes the format.
+"""
+
+import dataclasses
+import json
+import math
+import pathlib
+import shutil
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+import miras_jax
+from miras_jax.data import DataError, Folder, Tokenizer, saved_vocabulary
+from miras_jax.data.errors import need
+from miras_jax.data.vocabulary import Vocabulary, load_vocabulary
+from miras_jax.decode_program import Decode, lower
+from miras_jax.nn import LanguageModel, ModelConfig
+from miras_jax.training import checkpoint
+from miras_jax.training.errors import UserError
+
+FORMAT = "miras_jax"
+FORMAT_VERSION = 1
+"""Raised when a reader of the version before would misread a folder."""
+DTYPES = ("float32", "bfloat16")
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+
+
+def tensors(model: LanguageModel) -> dict[str, jax.Array]:
+    """The parameters by name, in the order of the model's tree.
+
+    A name is the path of attributes, as in `blocks.memory.query.kernel`; a block's parameters are
+    stacked over the layers, `[depth, ...]`, of a hybrid over the pairs, `[depth / 2, ...]`.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(model)
+    paths = (jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in leaves)
+    # A path ends in the variable's own field.
+    return {p.removesuffix(".value"): x for p, (_, x) in zip(paths, leaves, strict=True)}
+
+
+def save(
+    model: LanguageModel,
+    folder: str | pathlib.Path,
+    *,
+    dtype: str = "float32",
+    step: int | None = None,
+    vocabulary: Vocabulary | None = None,
+    packed: bool = False,
+    decode: Decode | None = None,
+) -> dict[str, Any]:
+    """Writes a model; the folder appears when it is complete.
+
+    Args:
+      model: the model.
+      folder: where; must not exist, or be empty.
+      dtype: of the weights, `float32` as they are or `bfloat16`, rounded to nearest.
+      step: updates that the weights have had, if known.
+      vocabulary: the tokenizer with its file; None is bytes.
+      packed: whether documents began with a separator in training.
+      decode: what to compile the decode step for; None leaves it out.
+
+    Returns:
+      what `config.json` says.
+
+    Raises:
+      UserError: the folder holds something, the dtype is not one of the two, or the decode step
+        cannot be made as asked.
+      DataError: safetensors is not installed.
+    """
+    library, out = need("safetensors.numpy", "export"), pathlib.Path(folder).resolve()
+    if dtype not in DTYPES:
+        raise UserError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise UserError(f"{out} holds something already: choose another --out or remove it")
+    weights = {
+        # Not ascontiguousarray, which makes a vector of a number.
+        name: np.asarray(jax.device_get(x), dtype=jnp.dtype(dtype), order="C")
+        for name, x in tensors(model).items()
+    }
+    vocabulary = vocabulary or load_vocabulary("bytes")
+    config = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "library_version": miras_jax.__version__,
+        "model": dataclasses.asdict(model.config),
+        "dtype": dtype,
+        "parameter_count": sum(math.prod(x.shape) for x in weights.values()),
+        "step": step,
+        "vocabulary": vocabulary.describe(),
+        "packed": packed,
+        "decode": None,
+    }
+    programs = {}
+    if decode is not None:
+        config["decode"], programs = lower(model, weights, decode)
+
+    partial = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)  # what a killed process left
+    partial.mkdir(parents=True)
+    library.save_file(weights, partial / WEIGHTS, metadata={"format": FORMAT})
+    for name, content in programs.items():
+        (partial / name).write_bytes(content)
+    if vocabulary.content:
+        (partial / vocabulary.describe()["file"]).write_bytes(vocabulary.content)
+    (partial / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+    partial.replace(out)
+    return config
+
+
+def load(folder: str | pathlib.Path) -> LanguageModel:
+    """Reads a model that `save` wrote onto the first device; its parameters are float32 again.
+
+    Raises:
+      UserError: it is no such folder, of a later format, of a model that is not registered, or a
+        tensor is missing, too many, or of another shape or type; names the first.
+      DataError: safetensors is not installed.
+    """
+    folder = pathlib.Path(folder)
+    config = read_config(folder)
+    try:
+        model_config = ModelConfig(**config["model"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{folder / CONFIG} does not describe a model that this version can build: {error}"
+            " If an experiment registers it, run that file first (--experiment)."
+        ) from error
+    shapes = jax.eval_shape(
+        lambda key: LanguageModel(model_config, rngs=nnx.Rngs(key)), jax.random.key(0)
+    )
+    expected, found = tensors(shapes), read_tensors(folder)
+    _check(folder / WEIGHTS, expected, found)
+    values = [jnp.asarray(found[name], x.dtype) for name, x in expected.items()]
+    return jax.tree.unflatten(jax.tree.structure(shapes), values)
+
+
+def read_config(folder: str | pathlib.Path) -> dict[str, Any]:
+    """What `config.json` says.
+
+    Raises:
+      UserError: there is none, or it is not of this format.
+    """
+    path = pathlib.Path(folder) / CONFIG
+    try:
+        config = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"no exported model in {folder}: it has no {CONFIG}") from None
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON: {error}") from None
+    if not isinstance(config, dict) or config.get("format") != FORMAT:
+        raise UserError(f"{path} is not of an exported model: it does not say format {FORMAT!r}")
+    if (version := config.get("format_version")) != FORMAT_VERSION:
+        raise UserError(f"{path} is of format {version}, this version reads {FORMAT_VERSION}")
+    return config
+
+
+def read_tensors(folder: str | pathlib.Path) -> dict[str, np.ndarray]:
+    """The weights as they lie in the file, by name.
+
+    Raises:
+      UserError: the file is missing or damaged.
+      DataError: safetensors is not installed.
+    """
+    library, path = need("safetensors.numpy", "export"), pathlib.Path(folder) / WEIGHTS
+    try:
+        return library.load_file(path)
+    except FileNotFoundError:
+        raise UserError(f"{folder} has lost its {WEIGHTS}") from None
+    except need("safetensors", "export").SafetensorError as error:
+        raise UserError(f"{path} is damaged: {error}") from None
+
+
+def _check(path: pathlib.Path, expected: dict[str, Any], found: dict[str, np.ndarray]) -> None:
+    """Refuses weights of another model."""
+    for name, x in expected.items():
+        if name not in found:
+            raise UserError(f"{path} has no tensor {name}; its model has one of {x.shape}")
+        if found[name].shape != x.shape:
+            raise UserError(
+                f"{path}: tensor {name} is {found[name].shape}, its model has it {x.shape}"
+            )
+        if (dtype := found[name].dtype.name) not in DTYPES:
+            raise UserError(f"{path}: tensor {name} is {dtype}, not one of {', '.join(DTYPES)}")
+    if extra := next((name for name in found if name not in expected), None):
+        raise UserError(f"{path} has a tensor {extra}, which its model does not have")
+
+
+def load_model(path: str | pathlib.Path) -> tuple[LanguageModel, dict[str, Any]]:
+    """As `checkpoint.load_model`, of an exported folder too; the metadata also has the `step`."""
+    if (pathlib.Path(path) / CONFIG).is_file():
+        return load(path), read_config(path)
+    found = checkpoint.find_checkpoint(pathlib.Path(path))
+    model, metadata = checkpoint.load_model(found)
+    return model, {**metadata, "step": int(found.name) if found.name.isdecimal() else None}
+
+
+def load_vocabulary_of(path: str | pathlib.Path, metadata: dict[str, Any]) -> Vocabulary:
+    """The vocabulary of a model that `load_model` read, bytes if nothing says otherwise.
+
+    Raises:
+      UserError: its file is missing or another one, or its library is not installed.
+    """
+    folder = pathlib.Path(path)
+    if not (folder / CONFIG).is_file():
+        folder = checkpoint.find_checkpoint(folder).parent.parent
+    try:
+        return saved_vocabulary(metadata.get("vocabulary", {"kind": "bytes"}), Folder(str(folder)))
+    except DataError as error:
+        raise UserError(str(error)) from error
+
+
+def load_tokenizer(path: str | pathlib.Path, metadata: dict[str, Any]) -> Tokenizer:
+    """The tokenizer of `load_vocabulary_of`."""
+    return load_vocabulary_of(path, metadata).tokenizer
