@@ -5,6 +5,7 @@ its tokens are given the shapes that kernels carry.
 """
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import jax
@@ -34,19 +35,7 @@ class DeepStep:
 
     def __call__(self, carry, consts, tokens, marks):
         head = Head(carry["weights"], carry.get("momentum", {}), carry.get("start"), {})
-        gates = {
-            name: tokens[name][:, 0] if gate.per == "head" else tokens[name]
-            for name, gate in self.memory.gates.items()
-        }
-        reset, live = (marks.get(name) for name in ("reset", "live"))
-        chunk = Chunk(
-            q=tokens["q"],
-            k=tokens["k"],
-            v=tokens["v"],
-            gates=gates,
-            reset=None if reset is None else reset[:, 0] > 0,
-            live=None if live is None else live[:, 0] > 0,
-        )
+        chunk = chunk_of(self.memory, tokens, marks)
         complete = marked(chunk.live[-1:]) if self.placed else True
         with jax.default_matmul_precision("highest" if self.precision == "highest" else "default"):
             after, y = chunk_step(self.memory, consts, head, chunk, complete)
@@ -60,3 +49,13 @@ class DeepStep:
                 start = choose(marked(chunk.reset), initial, start)
             result["start"] = choose(complete, after.weights, start)
         return result, y
+
+
+def chunk_of(memory: Any, tokens: Mapping, marks: Mapping) -> Chunk:
+    """Tokens and marks of a step as the library's `Chunk`, gates per head without their axis."""
+    gates = {
+        name: tokens[name][:, 0] if gate.per == "head" else tokens[name]
+        for name, gate in memory.gates.items()
+    }
+    reset, live = (marks[name][:, 0] > 0 if name in marks else None for name in ("reset", "live"))
+    return Chunk(tokens["q"], tokens["k"], tokens["v"], gates, reset, live)

@@ -19,6 +19,7 @@ from kernels_pallas.linear import linear_step
 from miras_jax.memory.algorithm import GradientDescent, Momentum
 from miras_jax.memory.architecture import MLP
 from miras_jax.memory.bias import L2, Huber, Lp
+from miras_jax.memory.flops import inner_steps
 from miras_jax.memory.links import KL, Lq
 from miras_jax.memory.memory import Memory
 from miras_jax.memory.retention import Retention
@@ -126,7 +127,7 @@ def family(memory: Memory) -> str:
     if memory.algorithm.steps_a_chunk:
         name = type(memory.algorithm).__name__
         raise NotImplementedError(f"{name} holds a state between chunks that kernels do not carry.")
-    several = len(_steps(memory)) > 1
+    several = inner_steps(memory, 1, 1) > 1
     if several or any(gate.per != "head" for gate in memory.gates.values()):
         raise NotImplementedError(
             "The kernel of memories with gradients at the chunk's start takes one step a token and "
@@ -136,14 +137,6 @@ def family(memory: Memory) -> str:
     if "entries" in kinds:
         raise NotImplementedError(f"{type(memory.architecture).__name__} has no products to fuse.")
     return "deep memory"
-
-
-def _steps(memory: Memory) -> tuple:
-    def steps():
-        gates = {n: jnp.zeros(gate.shape((1,), 1, 1)) for n, gate in memory.gates.items()}
-        return memory.algorithm.steps(jnp.zeros((1, 1)), jnp.zeros((1, 1)), gates)
-
-    return jax.eval_shape(steps)
 
 
 def _compiled_alike(memory: Memory) -> bool:

@@ -22,6 +22,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
+from kernels_pallas import driver
 from kernels_pallas.rewrite import PLAIN, SMALLEST, How, rewritten
 from kernels_pallas.step import Step, Tree, backward, differentiable, pull_reference
 
@@ -178,14 +179,10 @@ class _Layout:
     """The arguments of a kernel as flat lists, and where they lie in memory."""
 
     def __init__(self, options: Options, consts: Tree, tokens: Mapping, marks: Mapping):
-        self.options, self.size = options, options.chunk_size * options.group
+        self.options = options
         self.batch, self.heads, self.total = next(iter(tokens.values())).shape[:3]
-        if self.total % self.size:
-            raise ValueError(
-                f"The kernel reads {options.group} chunks of {options.chunk_size} tokens at a "
-                f"time, got {self.total} tokens: pad them."
-            )
-        self.groups, self.grid = self.total // self.size, (self.batch, self.heads)
+        self.groups = driver.groups(self.total, options.chunk_size, options.group)
+        self.grid = (self.batch, self.heads)
         self.tokens, self.marks = list(tokens), list(marks)
         self.consts, self.const_tree = jax.tree.flatten(consts)
 
@@ -287,26 +284,9 @@ def _write(refs: list, values: list, interpret: bool, *at) -> None:
         triton.debug_barrier()
 
 
-def _struct(shape, dtype=jnp.float32):
-    return jax.ShapeDtypeStruct(shape, dtype)
-
-
-def _take(refs, *counts) -> list[list]:
-    """The refs of a kernel, cut into lists of the given lengths."""
-    refs, parts = list(refs), []
-    for count in counts:
-        parts.append(refs[:count])
-        refs = refs[count:]
-    return parts
-
-
 def _entries(leaves: list) -> int:
     """Float32 entries of the leaves of one head."""
     return sum(math.prod(x.shape[-2:]) for x in leaves)
-
-
-def _name(step: Step, what: str) -> str:
-    return f"{getattr(step, 'name', type(step).__name__.lower())}_{what}"
 
 
 def _forward(step, options, carry, consts, tokens, marks, save, in_place=False):
@@ -317,7 +297,7 @@ def _forward(step, options, carry, consts, tokens, marks, save, in_place=False):
     small = entries <= options.tuning.register_carry
 
     def kernel(*refs):
-        initial, const_refs, token_refs, final, (y,), saved = _take(
+        initial, const_refs, token_refs, final, (y,), saved = driver.take(
             refs, n, len(layout.consts), len(arrays), n, 1, save * n
         )
         held = _Held(final, small, options.interpret)
@@ -333,17 +313,17 @@ def _forward(step, options, carry, consts, tokens, marks, save, in_place=False):
         def group(g, carried):
             for ref, value in zip(saved, held.get(carried) if save else [], strict=True):
                 ref[g, ...] = value
-            return _loop(options.group, lambda j, c: chunk(g * options.group + j, c), carried)
+            return driver.loop(options.group, lambda j, c: chunk(g * options.group + j, c), carried)
 
-        held.finish(_loop(layout.groups, group, held.put(_read(initial))))
+        held.finish(driver.loop(layout.groups, group, held.put(_read(initial))))
 
     lead = (layout.batch, layout.heads)
-    outputs = [_struct(x.shape, x.dtype) for x in states]
-    outputs += [_struct((*lead, layout.total, options.value_dim), options.dtype)]
-    outputs += [_struct((*lead, layout.groups, *x.shape[2:])) for x in states * save]
+    outputs = [driver.struct(x.shape, x.dtype) for x in states]
+    outputs += [driver.struct((*lead, layout.total, options.value_dim), options.dtype)]
+    outputs += [driver.struct((*lead, layout.groups, *x.shape[2:])) for x in states * save]
     results = layout.call(
         kernel,
-        _name(step, "decode" if in_place else "forward"),
+        driver.name(step, "decode" if in_place else "forward"),
         entries,
         reverse=False,
         in_specs=[*layout.specs(states), *layout.argument_specs(arrays)],
@@ -351,7 +331,7 @@ def _forward(step, options, carry, consts, tokens, marks, save, in_place=False):
         out_shape=outputs,
         input_output_aliases={i: i for i in range(n)} if in_place else {},
     )(*states, *layout.consts, *arrays)
-    after, (y,), saved = _take(results, n, 1, save * n)
+    after, (y,), saved = driver.take(results, n, 1, save * n)
     return tree.unflatten(after), y, tree.unflatten(saved) if save else None
 
 
@@ -364,7 +344,7 @@ def _backward(step, options, saved, consts, tokens, marks, d_carry, d_y):
     regroup = options.group > 1
 
     def kernel(*refs):
-        starts, const_refs, token_refs, (d_y_ref,), d_final, *results = _take(
+        starts, const_refs, token_refs, (d_y_ref,), d_final, *results = driver.take(
             refs, n, consts_n, len(arrays), 1, n, n, consts_n, token_n, regroup * n
         )
         running, d_const_refs, d_tokens, inner = results
@@ -396,7 +376,7 @@ def _backward(step, options, saved, consts, tokens, marks, d_carry, d_y):
                 _write(inner, jax.tree.leaves(after), options.interpret, j + 1)
                 return []
 
-            _loop(options.group - 1, one, [])
+            driver.loop(options.group - 1, one, [])
 
         def group(turn, carried):
             g = layout.groups - 1 - turn
@@ -408,20 +388,20 @@ def _backward(step, options, saved, consts, tokens, marks, d_carry, d_y):
                 j = options.group - 1 - back
                 return reverse_chunk(g * options.group + j, _read(inner, j), carried)
 
-            return _loop(options.group, one, carried)
+            return driver.loop(options.group, one, carried)
 
         zeros = [jnp.zeros(ref.shape, ref.dtype) for ref in d_const_refs]
-        d_start, d_head = _loop(layout.groups, group, (_read(d_final), zeros))
+        d_start, d_head = driver.loop(layout.groups, group, (_read(d_final), zeros))
         _write([*running, *d_const_refs], [*d_start, *d_head], options.interpret)
 
     lead = (layout.batch, layout.heads)
-    outputs = [_struct(x.shape) for x in d_states]
-    outputs += [_struct((*lead, *x.shape[1:])) for x in layout.consts]
-    outputs += [_struct(x.shape, x.dtype) for x in arrays[:token_n]]
-    outputs += [_struct((*lead, options.group, *x.shape[3:])) for x in states * regroup]
+    outputs = [driver.struct(x.shape) for x in d_states]
+    outputs += [driver.struct((*lead, *x.shape[1:])) for x in layout.consts]
+    outputs += [driver.struct(x.shape, x.dtype) for x in arrays[:token_n]]
+    outputs += [driver.struct((*lead, options.group, *x.shape[3:])) for x in states * regroup]
     results = layout.call(
         kernel,
-        _name(step, "backward"),
+        driver.name(step, "backward"),
         _entries(states),
         reverse=True,
         in_specs=[
@@ -432,7 +412,7 @@ def _backward(step, options, saved, consts, tokens, marks, d_carry, d_y):
         out_specs=layout.specs(outputs),
         out_shape=outputs,
     )(*states, *layout.consts, *arrays, d_y, *d_states)
-    d_states, d_consts, flat, _ = _take(results, n, consts_n, token_n, regroup * n)
+    d_states, d_consts, flat, _ = driver.take(results, n, consts_n, token_n, regroup * n)
     d_tokens = {m: x.reshape(tokens[m].shape) for m, x in zip(layout.tokens, flat, strict=True)}
     d_consts = layout.const_tree.unflatten([jnp.sum(x, axis=0) for x in d_consts])
     return tree.unflatten(d_states), d_consts, d_tokens
@@ -441,10 +421,3 @@ def _backward(step, options, saved, consts, tokens, marks, d_carry, d_y):
 def _column(x: jax.Array) -> jax.Array:
     """The column `[C, 1]` as `[C]`."""
     return jnp.sum(x, axis=1)
-
-
-def _loop(count: int, body, carried):
-    """`body(j, carried)` for j in 0 .. count - 1; a single turn is not a loop."""
-    if count == 1:
-        return body(0, carried)
-    return jax.lax.fori_loop(0, count, body, carried) if count else carried

@@ -20,21 +20,30 @@ Form = Literal["nn", "nt", "tn"]
 _CONTRACT = {"nn": ((1,), (0,)), "nt": ((1,), (1,)), "tn": ((0,), (0,))}
 
 
+def narrow_product(a: jax.Array, b: jax.Array, form: Form = "nn") -> jax.Array:
+    """The product of bfloat16 matrices, summed in float32. That its operands are narrow is said,
+    because a user's `jax.default_matmul_precision` would ask for more than a TPU's compiler takes.
+    """
+    return lax.dot_general(
+        a,
+        b,
+        (_CONTRACT[form], ((), ())),
+        precision=lax.Precision.DEFAULT,
+        preferred_element_type=jnp.float32,
+    )
+
+
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def product(a: jax.Array, b: jax.Array, form: Form = "nn", precision: Precision = "highest"):
     """`a b`, "nt" `a b^T`, "tn" `a^T b`, of matrices; summed in float32, or in float64 if a is.
 
     The precision holds for the products of the derivative too.
     """
-    dims = (_CONTRACT[form], ((), ()))
-
-    def times(a, b):
-        return lax.dot_general(a, b, dims, preferred_element_type=jnp.float32)
-
+    times = partial(narrow_product, form=form)
     if precision == "bfloat16":
         return times(a.astype(jnp.bfloat16), b.astype(jnp.bfloat16)).astype(a.dtype)
     if precision == "highest" or a.dtype != jnp.float32:
-        highest = lax.Precision.HIGHEST
+        dims, highest = (_CONTRACT[form], ((), ())), lax.Precision.HIGHEST
         return lax.dot_general(a, b, dims, precision=highest, preferred_element_type=a.dtype)
     if precision == "bfloat16x3":
         (a1, a2), (b1, b2) = bfloat16_parts(a, 2), bfloat16_parts(b, 2)
@@ -71,10 +80,9 @@ def sums(a: jax.Array, b: jax.Array) -> jax.Array:
 
 
 def _sums(a, b, form):
-    dims = (_CONTRACT[form], ((), ()))
     dtype = b.dtype if a.dtype == jnp.bool_ else a.dtype
     if dtype != jnp.float32:
-        a, b = a.astype(dtype), b.astype(dtype)
+        a, b, dims = a.astype(dtype), b.astype(dtype), (_CONTRACT[form], ((), ()))
         return lax.dot_general(a, b, dims, precision=lax.Precision.HIGHEST)
 
     def parts(x):
@@ -82,11 +90,7 @@ def _sums(a, b, form):
             return [x.astype(jnp.float32).astype(jnp.bfloat16)]
         return bfloat16_parts(x, 3)
 
-    products = [
-        lax.dot_general(x, y, dims, preferred_element_type=jnp.float32)
-        for x in parts(a)
-        for y in parts(b)
-    ]
+    products = [narrow_product(x, y, form) for x in parts(a) for y in parts(b)]
     return sum(products[1:], products[0])
 
 

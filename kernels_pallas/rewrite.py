@@ -27,6 +27,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from kernels_pallas.jaxprs import called
 from kernels_pallas.products import bfloat16_parts
 
 SMALLEST = 16
@@ -35,12 +36,6 @@ SMALLEST = 16
 BROADCAST = 2**17
 """Entries of the largest broadcast that takes a product's place: twice a register file."""
 
-CALLS = {
-    "jit", "pjit", "closed_call", "core_call", "eval_jaxpr", "remat2", "checkpoint",
-    "custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr",
-}  # fmt: skip
-CALLED = ("jaxpr", "call_jaxpr", "fun_jaxpr")
-"""Names that a call's function goes by."""
 BODIES = {"scan": ("jaxpr",), "while": ("body_jaxpr", "cond_jaxpr"), "cond": ("branches",)}
 IDENTITIES = {"copy", "copy_p", "name", "optimization_barrier", "stop_gradient"}
 
@@ -143,9 +138,8 @@ def _apply(eqn, args: list, how) -> Sequence:
     name, params = eqn.primitive.name, eqn.params
     if name in IDENTITIES:
         return args
-    if name in CALLS:
-        (called,) = (params[key] for key in CALLED if key in params)
-        return _evaluate(called, args, how)
+    if (function := called(eqn)) is not None:
+        return _evaluate(function, args, how)
     if name == "concatenate":
         return [_concatenated(list(args), params["dimension"], how)]
     if name == "slice" and not isinstance(args[0], LAZY) and _dense(params):

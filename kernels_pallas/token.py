@@ -5,7 +5,8 @@ from typing import Any
 
 import jax
 
-from miras_jax.memory.head import Chunk, Head
+from kernels_pallas.deep import chunk_of
+from miras_jax.memory.head import Head
 from miras_jax.memory.recurrent import token_step
 
 
@@ -28,12 +29,7 @@ class TokenStep:
 
     def __call__(self, carry, consts, tokens, marks):
         head = Head(carry["weights"], carry.get("momentum", {}), carry.get("start", {}), {})
-        gates = {
-            name: tokens[name][:, 0] if gate.per == "head" else tokens[name]
-            for name, gate in self.memory.gates.items()
-        }
-        reset = marks["reset"][:, 0] > 0 if "reset" in marks else None
-        token = Chunk(tokens["q"], tokens["k"], tokens["v"], gates, reset, None)
+        token = chunk_of(self.memory, tokens, marks)
         with jax.default_matmul_precision("highest"):
             head, _, y, _ = token_step(self.memory, consts, head, token, marks["phase"][0, 0])
         result = {"weights": head.weights, "momentum": head.momentum, "start": head.start}

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from kernels_pallas import driver
 from kernels_pallas.step import Step, Tree, backward, differentiable
 from kernels_pallas.transposes import folded
 
@@ -110,12 +111,7 @@ class _Layout:
         self.options, self.size = options, options.chunk_size * options.group
         shapes = {name: x.shape for name, x in tokens.items()}
         self.batch, self.heads, self.total = next(iter(shapes.values()))[:3]
-        if self.total % self.size:
-            raise ValueError(
-                f"The kernel reads {options.group} chunks of {options.chunk_size} tokens at a "
-                f"time, got {self.total} tokens: pad them."
-            )
-        self.groups = self.total // self.size
+        self.groups = driver.groups(self.total, options.chunk_size, options.group)
         self.wide = [name for name, shape in shapes.items() if shape[3] > 1]
         self.narrow = [name for name, shape in shapes.items() if shape[3] == 1]
         self.marks = list(marks)
@@ -206,19 +202,6 @@ def _const_specs(leaves: list) -> list[pl.BlockSpec]:
     return [pl.BlockSpec((None, *x.shape[-2:]), lambda b, h, i: (h, 0, 0)) for x in leaves]
 
 
-def _struct(shape, dtype=jnp.float32):
-    return jax.ShapeDtypeStruct(shape, dtype)
-
-
-def _take(refs, *counts) -> list[list]:
-    """The refs of a kernel, cut into lists of the given lengths."""
-    refs, parts = list(refs), []
-    for count in counts:
-        parts.append(refs[:count])
-        refs = refs[count:]
-    return parts
-
-
 def _read(refs: list) -> list[jax.Array]:
     return [ref[...] for ref in refs]
 
@@ -226,10 +209,6 @@ def _read(refs: list) -> list[jax.Array]:
 def _write(refs: list, values: list) -> None:
     for ref, value in zip(refs, values, strict=True):
         ref[...] = value.astype(ref.dtype)
-
-
-def _name(step: Step, what: str) -> str:
-    return f"{getattr(step, 'name', type(step).__name__.lower())}_{what}"
 
 
 def _forward(step, options, carry, consts, tokens, marks, save, in_place=False):
@@ -240,7 +219,7 @@ def _forward(step, options, carry, consts, tokens, marks, save, in_place=False):
     counts = (len(states), len(const_leaves), len(arrays), len(states), 1, save * len(states))
 
     def kernel(*refs):
-        initial, const_refs, token_refs, running, (y,), saved, columns = _take(
+        initial, const_refs, token_refs, running, (y,), saved, columns = driver.take(
             refs, *counts, len(layout.scratch())
         )
 
@@ -258,13 +237,13 @@ def _forward(step, options, carry, consts, tokens, marks, save, in_place=False):
             _write(running, jax.tree.leaves(after))
             y[layout.at(j), :] = rows.astype(y.dtype)
 
-        _loop(options.group, body)
+        driver.loop(options.group, body)
 
     def same(i):
         return i
 
     lead = (layout.batch, layout.heads)
-    saved_shapes = [_struct((*lead, layout.groups, *x.shape[2:])) for x in states * save]
+    saved_shapes = [driver.struct((*lead, layout.groups, *x.shape[2:])) for x in states * save]
     outputs = pl.pallas_call(
         kernel,
         grid=layout.grid,
@@ -275,17 +254,17 @@ def _forward(step, options, carry, consts, tokens, marks, save, in_place=False):
             *_state_specs(saved_shapes, same),
         ],
         out_shape=[
-            *(_struct(x.shape, x.dtype) for x in states),
-            _struct((*lead, layout.total, options.value_dim), options.dtype),
+            *(driver.struct(x.shape, x.dtype) for x in states),
+            driver.struct((*lead, layout.total, options.value_dim), options.dtype),
             *saved_shapes,
         ],
         scratch_shapes=layout.scratch(),
         input_output_aliases={i: i for i in range(len(states))} if in_place else {},
         compiler_params=pltpu.CompilerParams(**PARAMETERS),
         interpret=options.interpret,
-        name=_name(step, "decode" if in_place else "forward"),
+        name=driver.name(step, "decode" if in_place else "forward"),
     )(*states, *const_leaves, *arrays)
-    after, (y,), saved = _take(outputs, len(states), 1, save * len(states))
+    after, (y,), saved = driver.take(outputs, len(states), 1, save * len(states))
     return tree.unflatten(after), y, tree.unflatten(saved) if save else None
 
 
@@ -303,7 +282,7 @@ def _backward(step, options, saved, consts, tokens, marks, d_carry, d_y):
         (
             starts, const_refs, token_refs, (d_y_ref,), d_final,
             running, d_const_refs, d_wide, d_rows, columns, d_columns, inner,
-        ) = _take(
+        ) = driver.take(
             refs, n, consts_n, len(arrays), 1, n,
             n, consts_n, wide, narrow, len(layout.scratch()), narrow, n,
         )  # fmt: skip
@@ -324,7 +303,7 @@ def _backward(step, options, saved, consts, tokens, marks, d_carry, d_y):
             for store, value in zip(inner, jax.tree.leaves(after), strict=True):
                 store[j + 1] = value
 
-        _loop(options.group - 1, recompute)
+        driver.loop(options.group - 1, recompute)
 
         def body(k, _):
             j = options.group - 1 - k
@@ -344,7 +323,7 @@ def _backward(step, options, saved, consts, tokens, marks, d_carry, d_y):
             for s, name in enumerate(layout.narrow):
                 d_columns[0][layout.at(j), s : s + 1] = d_tokens[name]
 
-        _loop(options.group, body)
+        driver.loop(options.group, body)
         for ref in d_rows:
             ref[...] = d_columns[0][...].T.astype(ref.dtype)
 
@@ -353,7 +332,7 @@ def _backward(step, options, saved, consts, tokens, marks, d_carry, d_y):
 
     lead = (layout.batch, layout.heads)
     rows = layout.rows(tokens)
-    d_const_shapes = [_struct((*lead, *x.shape[1:])) for x in const_leaves]
+    d_const_shapes = [driver.struct((*lead, *x.shape[1:])) for x in const_leaves]
     outputs = pl.pallas_call(
         kernel,
         grid=layout.grid,
@@ -370,10 +349,10 @@ def _backward(step, options, saved, consts, tokens, marks, d_carry, d_y):
             *layout.token_specs(reverse),
         ],
         out_shape=[
-            *(_struct(x.shape, x.dtype) for x in d_states),
+            *(driver.struct(x.shape, x.dtype) for x in d_states),
             *d_const_shapes,
-            *(_struct(tokens[name].shape, tokens[name].dtype) for name in layout.wide),
-            *(_struct(x.shape) for x in rows),
+            *(driver.struct(tokens[name].shape, tokens[name].dtype) for name in layout.wide),
+            *(driver.struct(x.shape) for x in rows),
         ],
         scratch_shapes=[
             *layout.scratch(),
@@ -382,17 +361,9 @@ def _backward(step, options, saved, consts, tokens, marks, d_carry, d_y):
         ],
         compiler_params=pltpu.CompilerParams(**PARAMETERS),
         interpret=options.interpret,
-        name=_name(step, "backward"),
+        name=driver.name(step, "backward"),
     )(*states, *const_leaves, *arrays, d_y, *d_states)
-    d_states, d_consts, d_wide, d_rows = _take(outputs, n, consts_n, wide, narrow)
+    d_states, d_consts, d_wide, d_rows = driver.take(outputs, n, consts_n, wide, narrow)
     d_tokens = dict(zip(layout.wide, d_wide, strict=True)) | layout.columns(d_rows, tokens)
     d_consts = [jnp.sum(x, axis=0) for x in d_consts]
     return tree.unflatten(d_states), const_tree.unflatten(d_consts), d_tokens
-
-
-def _loop(count: int, body) -> None:
-    """`body(j, None)` for j in 0 .. count - 1; a single turn is not a loop."""
-    if count == 1:
-        body(0, None)
-    elif count:
-        jax.lax.fori_loop(0, count, lambda j, _: body(j, None), None)

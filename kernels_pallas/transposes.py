@@ -12,7 +12,7 @@ import jax
 from jax import lax
 from jax.extend.core import Literal
 
-from kernels_pallas.rewrite import CALLED, CALLS
+from kernels_pallas.jaxprs import called
 
 
 class Flipped(NamedTuple):
@@ -48,8 +48,7 @@ def _evaluate(jaxpr, consts, args) -> list[Any]:
         elif _is_product(eqn):
             flip = wanted[eqn.outvars[0], True] > wanted[eqn.outvars[0], False]
             results = [_product(eqn, *values, flip)]
-        elif eqn.primitive.name in CALLS:
-            (inner,) = (eqn.params[name] for name in CALLED if name in eqn.params)
+        elif (inner := called(eqn)) is not None:
             inner, more = getattr(inner, "jaxpr", inner), getattr(inner, "consts", ())
             results = _evaluate(inner, more, values)
         else:

@@ -14,7 +14,14 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from kernels_pallas.products import Precision, bfloat16_parts, product, rows_and_columns, sums
+from kernels_pallas.products import (
+    Precision,
+    bfloat16_parts,
+    narrow_product,
+    product,
+    rows_and_columns,
+    sums,
+)
 
 BITS = 4
 BLOCK = 1 << BITS
@@ -131,7 +138,7 @@ def _spreader(x: jax.Array, slices: bool):
 
     def spread(chosen):
         chosen = chosen.astype(jnp.float32).astype(jnp.bfloat16)
-        y = jnp.dot(parts, chosen, preferred_element_type=jnp.float32)
+        y = narrow_product(parts, chosen)
         return y[:rows] + y[rows : 2 * rows] + y[2 * rows :]
 
     return spread

@@ -14,14 +14,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 import miras_jax
 from miras_jax.data import DataError, Folder, Tokenizer, saved_vocabulary
 from miras_jax.data.errors import need
 from miras_jax.data.vocabulary import Vocabulary, load_vocabulary
 from miras_jax.decode_program import Decode, lower
-from miras_jax.nn import LanguageModel, ModelConfig
+from miras_jax.nn import LanguageModel
 from miras_jax.training import checkpoint
 from miras_jax.training.errors import UserError
 
@@ -123,16 +122,7 @@ def load(folder: str | pathlib.Path) -> LanguageModel:
     """
     folder = pathlib.Path(folder)
     config = read_config(folder)
-    try:
-        model_config = ModelConfig(**config["model"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(
-            f"{folder / CONFIG} does not describe a model that this version can build: {error}"
-            " If an experiment registers it, run that file first (--experiment)."
-        ) from error
-    shapes = jax.eval_shape(
-        lambda key: LanguageModel(model_config, rngs=nnx.Rngs(key)), jax.random.key(0)
-    )
+    shapes = checkpoint.model_shapes(config, folder / CONFIG)
     expected, found = tensors(shapes), read_tensors(folder)
     _check(folder / WEIGHTS, expected, found)
     values = [jnp.asarray(found[name], x.dtype) for name, x in expected.items()]

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from miras_jax.memory import layer as la
-from miras_jax.memory.chunked import _keep, chunk_step
+from miras_jax.memory.chunked import chunk_step, keep
 from miras_jax.memory.compatibility import why_not_exact
 from miras_jax.memory.head import Chunk, Head, inner_steps, marked
 from miras_jax.memory.memory import Memory, Weights
@@ -97,11 +97,11 @@ def associative(
     first = head = head._replace(start={})
 
     # As in the chunked form, the backward pass keeps states and recomputes the chunks' insides.
-    @partial(jax.checkpoint, prevent_cse=False, policy=_keep)
+    @partial(jax.checkpoint, prevent_cse=False, policy=keep)
     def chunk_map(chunk):
         return (_dense if memory.bias.curvature else _diagonal)(memory, initial, chunk)
 
-    @partial(jax.checkpoint, prevent_cse=False, policy=_keep)
+    @partial(jax.checkpoint, prevent_cse=False, policy=keep)
     def read(weights, chunk):
         return chunk_step(memory, initial, Head(weights, {}, {}, {}), chunk, True)[1]
 

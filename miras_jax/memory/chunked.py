@@ -227,7 +227,7 @@ def _split(x: jax.Array, length: int) -> jax.Array:
     return x.reshape(x.shape[0] // length, length, *x.shape[1:])
 
 
-def _keep(primitive, *_, name: str = "", **__) -> bool:
+def keep(primitive, *_, name: str = "", **__) -> bool:
     """What the backward pass keeps besides the states at the starts of the chunks, instead of
     computing it again: the little that is dear."""
     return name == KEPT or primitive.name == "custom_linear_solve"
@@ -240,8 +240,8 @@ def _on_grid(memory, initial, head, tokens):
     head, ys = head._replace(start=None), []
 
     # The backward pass keeps the states at the starts of the chunks and recomputes their insides,
-    # but for what `_keep` names.
-    @partial(jax.checkpoint, prevent_cse=False, static_argnums=2, policy=_keep)
+    # but for what `keep` names.
+    @partial(jax.checkpoint, prevent_cse=False, static_argnums=2, policy=keep)
     def body(head, chunk, complete):
         return chunk_step(memory, initial, head, chunk, complete)
 
@@ -277,5 +277,5 @@ def _off_grid(memory, initial, head, tokens, phase):
         return after._replace(start=choose(chunk.live[-1], after.weights, start)), y
 
     chunks = jax.tree.map(lambda x: _split(place(x), size), tokens)
-    head, y = jax.lax.scan(jax.checkpoint(body, prevent_cse=False, policy=_keep), head, chunks)
+    head, y = jax.lax.scan(jax.checkpoint(body, prevent_cse=False, policy=keep), head, chunks)
     return head, jax.lax.dynamic_slice_in_dim(y.reshape(count * size, -1), phase, total)

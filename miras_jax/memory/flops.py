@@ -36,7 +36,7 @@ def per_token(
         return 2 * (key_dim + value_dim) * seen
     if "chunked" not in memory.forms:
         return 0.0
-    steps, chunk = _inner_steps(memory, key_dim, value_dim), min(memory.chunk_size, window)
+    steps, chunk = inner_steps(memory, key_dim, value_dim), min(memory.chunk_size, window)
     total = 0.0
     for name, layer in memory.written(key_dim, value_dim).items():
         total += steps * _learn(memory, layer, steps * chunk)
@@ -46,7 +46,7 @@ def per_token(
     return total
 
 
-def _inner_steps(memory: Memory, key_dim: int, value_dim: int) -> int:
+def inner_steps(memory: Memory, key_dim: int, value_dim: int) -> int:
     """Inner steps a token."""
 
     def steps():

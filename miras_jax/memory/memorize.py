@@ -68,10 +68,10 @@ def memorize(
       NotImplementedError: a form that this memory, or this machine, does not have.
     """
     gates = dict(gates or {})
-    _check(memory, params, q, k, v, gates, segment_ids)
+    check_arguments(memory, params, q, k, v, gates, segment_ids)
     if form != "auto":
         _check_form(memory, form, jnp.result_type(q, k, v))
-    _check_state(memory, params, q.shape[0], state)
+    check_state(memory, params, q.shape[0], state)
     if diagnostics:
         if not isinstance(memory, Memory):
             raise NotImplementedError(f"{type(memory).__name__} has no inner loop to diagnose.")
@@ -151,53 +151,54 @@ def _check_form(memory, form: str, dtype) -> None:
 
 @partial(jax.jit, static_argnames=("memory", "form", "interpret"))
 def _memorize(memory, params, q, k, v, gates, state, segment_ids, form, interpret):
-    if form.startswith("pallas"):
-        return *_read_fused(
-            memory, params, q, k, v, gates, state, segment_ids, form, interpret
-        ), None
     diagnostics = None
     out_dtype = v.dtype
     dtype = jnp.promote_types(jnp.result_type(q, k, v), jnp.float32)
-    q, k, v, gates, state = jax.tree.map(
-        lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x,
-        (q, k, v, gates, state),
-    )
+
+    def wide(tree):
+        return jax.tree.map(
+            lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree
+        )
+
+    state = wide(state)
+    if not form.startswith("pallas"):  # a kernel widens its inputs on chip
+        q, k, v, gates = wide((q, k, v, gates))
     with jax.default_matmul_precision("highest"):
         if isinstance(memory, Attention):
             y, state = attend(memory, params, q, k, v, state, segment_ids, form)
         elif isinstance(memory, SlidingWindowAttention):
             y, state = attend_window(memory, params, q, k, v, state, segment_ids, form)
         else:
-            y, state, diagnostics = _read(memory, params, q, k, v, gates, state, segment_ids, form)
+            inputs = (q, k, v, gates, state, segment_ids)
+            y, state, diagnostics = _read(memory, params, *inputs, form, interpret, dtype)
     return y.astype(out_dtype), state, diagnostics
 
 
-def _read_fused(memory, params, q, k, v, gates, state, segment_ids, form, interpret):
-    # Kernels bring their compilers with them: they are imported where one runs.
-    from kernels_pallas.read import read
-
-    phase = None if state is None or memory.exact else state.phase
-    if state is None:
-        state = memory.init_state(params, batch=q.shape[0])
-    reset, segment = document_starts(segment_ids, state.segment)
-    held = (state.weights, state.momentum, state.start, state.optimizer)
-    held = jax.tree.map(lambda x: x.astype(jnp.float32), held)
-    backend, total = form.removeprefix("pallas_"), q.shape[1]
-    head, y = read(
-        memory, memory.initial(params), held, q, k, v, gates, reset, phase,
-        backend=backend, interpret=interpret,
-    )  # fmt: skip
-    phase = state.phase if memory.exact else (state.phase + total) % memory.chunk_size
-    return y, State(*head, phase, segment)
-
-
-def _read(memory, params, q, k, v, gates, state, segment_ids, form):
+def _read(memory, params, q, k, v, gates, state, segment_ids, form, interpret, dtype):
     batch, total = q.shape[:2]
     # A new state begins a chunk with its first token: no shift to the chunk grid is needed.
     on_grid = state is None or memory.exact
     if state is None:
-        state = memory.init_state(params, batch=batch, dtype=q.dtype)
+        state = memory.init_state(params, batch=batch, dtype=dtype)
     resets, segment = document_starts(segment_ids, state.segment)
+    held = (state.weights, state.momentum, state.start, state.optimizer)
+    arguments = (memory.initial(params, dtype), held, q, k, v, gates, resets)
+    phase = None if on_grid else state.phase
+    if form.startswith("pallas"):
+        # Kernels bring their compilers with them: they are imported where one runs.
+        from kernels_pallas.read import read
+
+        backend = form.removeprefix("pallas_")
+        head, y = read(memory, *arguments, phase, backend=backend, interpret=interpret)
+        diagnostics = None
+    else:
+        head, y, diagnostics = _rows(memory, form, *arguments, phase)
+    phase = state.phase if memory.exact else (state.phase + total) % memory.chunk_size
+    return y, State(*head, phase, segment), diagnostics
+
+
+def _rows(memory, form, initial, held, q, k, v, gates, resets, phase):
+    """A form in pure JAX over rows and heads."""
     run = {
         "recurrent": recurrent,
         "chunked": chunked,
@@ -208,19 +209,15 @@ def _read(memory, params, q, k, v, gates, state, segment_ids, form):
     def run_head(initial, weights, momentum, start, optimizer, q, k, v, gates, reset, phase):
         head = Head(weights, momentum, start, optimizer)
         tokens = Chunk(q, k, v, gates, reset, None)
-        return run(memory, initial, head, tokens, None if on_grid else phase)
+        return run(memory, initial, head, tokens, phase)
 
     over_heads = (0, 0, 0, 0, 0, 1, 1, 1, 1, None, None)
     heads = jax.vmap(run_head, in_axes=over_heads, out_axes=(0, 1, 1))
     rows = jax.vmap(heads, in_axes=(None,) + (0,) * 10)
-    initial = memory.initial(params, q.dtype)
-    held = (state.weights, state.momentum, state.start, state.optimizer)
-    head, y, diagnostics = rows(initial, *held, q, k, v, gates, resets, state.phase)
-    phase = state.phase if memory.exact else (state.phase + total) % memory.chunk_size
-    return y, State(*head, phase, segment), diagnostics
+    return rows(initial, *held, q, k, v, gates, resets, phase)
 
 
-def _check(memory, params, q, k, v, gates, segment_ids):
+def check_arguments(memory, params, q, k, v, gates, segment_ids):
     """One clear error for arguments that do not fit, before anything is computed."""
     if q.ndim != 4 or q.shape != k.shape or v.ndim != 4 or v.shape[:3] != q.shape[:3]:
         raise ValueError(
@@ -253,7 +250,7 @@ def _check(memory, params, q, k, v, gates, segment_ids):
         )
 
 
-def _check_state(memory, params, batch, state):
+def check_state(memory, params, batch, state):
     """A state must be of this memory, for this batch; of attention any number of slots will do."""
     if state is None:
         return

@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec as P
 
 from miras_jax.memory.associative import associative, why_not_associative
 from miras_jax.memory.head import Chunk, Head
-from miras_jax.memory.memorize import _check, _check_state
+from miras_jax.memory.memorize import check_arguments, check_state
 from miras_jax.memory.memory import Memory, Parameters, State
 from miras_jax.memory.segments import document_starts
 
@@ -55,8 +55,8 @@ def memorize_sharded(
     """
     _check_memory(memory)
     gates = dict(gates or {})
-    _check(memory, params, q, k, v, gates, segment_ids)
-    _check_state(memory, params, q.shape[0], state)
+    check_arguments(memory, params, q, k, v, gates, segment_ids)
+    check_state(memory, params, q.shape[0], state)
     return _memorize_sharded(memory, axis, params, q, k, v, gates, state, segment_ids)
 
 
@@ -93,8 +93,8 @@ def memorize_on_mesh(
     """
     _check_memory(memory)
     gates = dict(gates or {})
-    _check(memory, params, q, k, v, gates, segment_ids)
-    _check_state(memory, params, q.shape[0], state)
+    check_arguments(memory, params, q, k, v, gates, segment_ids)
+    check_state(memory, params, q.shape[0], state)
     mesh = jax.sharding.get_abstract_mesh()
     if sequence not in mesh.axis_names:
         raise ValueError(

@@ -12,7 +12,7 @@ import functools
 import json
 import operator
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -126,6 +126,23 @@ def restore(checkpoints: ocp.training.Checkpointer, abstract: State, data: Any) 
     return checkpoints.load_checkpointables(checkpoints.latest, {"state": abstract})["state"]
 
 
+def model_shapes(described: Mapping[str, Any], where: pathlib.Path) -> LanguageModel:
+    """The model of a description read from `where`, whose "model" has the fields of `ModelConfig`;
+    shapes instead of arrays.
+
+    Raises:
+      UserError: this version cannot build it.
+    """
+    try:
+        config = ModelConfig(**described["model"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{where} does not describe a model that this version can build: {error}"
+            " If an experiment registers it, run that file first, or name it with --experiment."
+        ) from error
+    return jax.eval_shape(lambda key: LanguageModel(config, rngs=nnx.Rngs(key)), jax.random.key(0))
+
+
 def load_model(path: str | pathlib.Path) -> tuple[LanguageModel, dict[str, Any]]:
     """Reads a model alone, without the optimizer, onto the first device.
 
@@ -140,16 +157,7 @@ def load_model(path: str | pathlib.Path) -> tuple[LanguageModel, dict[str, Any]]
     """
     checkpoint = find_checkpoint(pathlib.Path(path))
     metadata = ocp.metadata(checkpoint).custom_metadata or {}
-    try:
-        config = ModelConfig(**metadata["config"]["model"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(
-            f"{checkpoint} does not describe a model that this version can build: {error}"
-            " If an experiment registers it, name that file with --experiment."
-        ) from error
-    shapes = jax.eval_shape(
-        lambda key: LanguageModel(config, rngs=nnx.Rngs(key)), jax.random.key(0)
-    )
+    shapes = model_shapes(metadata.get("config", {}), checkpoint)
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     leaves, structure = jax.tree_util.tree_flatten_with_path(shapes)
     # Orbax loads a part of a tree when it is asked for as nested dicts, as it lies on disk.

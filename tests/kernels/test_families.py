@@ -6,6 +6,7 @@ inside a chunk.
 """
 
 import jax
+import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -172,3 +173,28 @@ def test_auto_takes_what_is_proved_and_can_be_overruled(monkeypatch):
         assert "pallas_call" not in jaxpr()
     with kernels_pallas.override(form="pallas_tpu", interpret=True):
         assert "pallas_call" in jaxpr()
+
+
+@pytest.mark.parametrize("name", ["gla", "deltanet"])
+def test_a_users_precision_does_not_reach_bfloat16_products(name):
+    """A TPU's compiler refuses bfloat16 operands at Precision.HIGHEST."""
+    memory = mj.zoo.get(name)
+    drawn = case(memory, dtype=jnp.bfloat16)
+
+    def loss(inputs):
+        y, _ = apply(memory, drawn.params, inputs, form="pallas_tpu")
+        return jnp.sum(y.astype(jnp.float32))
+
+    with kernels_pallas.override(platform="tpu"), jax.default_matmul_precision("highest"):
+        program = jax.make_jaxpr(jax.grad(loss))(drawn.inputs)
+
+    def products(jaxpr):
+        for eqn in jaxpr.eqns:
+            if eqn.primitive is jax.lax.dot_general_p:
+                yield eqn
+            for inner in jax.extend.core.jaxprs_in_params(eqn.params):
+                yield from products(inner)
+
+    narrow = [e for e in products(program.jaxpr) if e.invars[0].aval.dtype == jnp.bfloat16]
+    assert narrow
+    assert all(e.params["precision"] == (jax.lax.Precision.DEFAULT,) * 2 for e in narrow)

@@ -7,19 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from jax.sharding import AxisType, NamedSharding
-from jax.sharding import PartitionSpec as P
 
 import kernels_pallas
-from miras_jax.nn import LanguageModel, ModelConfig, partition
+from miras_jax.nn import LanguageModel, ModelConfig
+from tests.meshes import gradient_on, loss, two_by_two_by_two
 
 CONFIG = ModelConfig(dim=16, depth=1, heads=2, vocab_size=32, ff_dim=32)
-
-
-def loss(model, tokens):
-    logits, _ = model(tokens[:, :-1])
-    log_probs = jax.nn.log_softmax(logits)
-    return -jnp.mean(jnp.take_along_axis(log_probs, tokens[:, 1:, None], axis=-1))
 
 
 @pytest.mark.parametrize("name", ["yaad", "gated_deltanet"])
@@ -29,18 +22,10 @@ def test_kernels_on_a_mesh_equal_pure_jax_without_one(name):
     tokens = jnp.asarray(np.random.default_rng(0).integers(0, 32, (4, 9)))
     expected = jax.jit(jax.value_and_grad(loss))(model, tokens)
 
-    mesh = jax.make_mesh((2, 2, 2), partition.AXES, axis_types=(AxisType.Auto,) * 3)
-    shardings = jax.tree_util.tree_map_with_path(
-        lambda path, x: NamedSharding(
-            mesh, partition.spec_of(jax.tree_util.keystr(path), x.shape, mesh)
-        ),
-        model,
-    )
+    mesh = two_by_two_by_two()
     with kernels_pallas.override(form="pallas_tpu", interpret=True), jax.set_mesh(mesh):
-        laid = jax.device_put((model, tokens), (shardings, NamedSharding(mesh, P(partition.BATCH))))
-        compiled = jax.jit(jax.value_and_grad(loss), out_shardings=(None, shardings))
-        assert "pallas_call" in str(jax.make_jaxpr(loss)(*laid))
-        got = compiled(*laid)
+        assert "pallas_call" in str(jax.make_jaxpr(loss)(model, tokens))
+        got = gradient_on(mesh, model, tokens)
     assert abs(got[0] - expected[0]) <= 1e-5 * abs(expected[0])
     pairs = zip(
         jax.tree_util.tree_leaves_with_path(expected[1]), jax.tree.leaves(got[1]), strict=True

@@ -12,11 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from jax.sharding import AxisType, NamedSharding
-from jax.sharding import PartitionSpec as P
 
 from miras_jax import zoo
-from miras_jax.nn import LanguageModel, ModelConfig, generate, partition
+from miras_jax.nn import LanguageModel, ModelConfig, generate
+from tests.meshes import gradient_on, loss, two_by_two_by_two
 
 MODELS = {
     "window": {"memory": "sliding_window_attention"},
@@ -54,12 +53,6 @@ def tokens_of(batch: int, total: int) -> jax.Array:
 
 
 read = jax.jit(lambda model, *args: model(*args))
-
-
-def loss(model, tokens):
-    logits, _ = model(tokens[:, :-1])
-    log_probs = jax.nn.log_softmax(logits)
-    return -jnp.mean(jnp.take_along_axis(log_probs, tokens[:, 1:, None], axis=-1))
 
 
 @pytest.mark.parametrize("name", [*MODELS, *HYBRIDS])
@@ -121,16 +114,9 @@ def test_every_parameter_is_learned_and_a_mesh_changes_nothing(name):
     segment = {"segment": 4} if name == "mac" else {}
     model, tokens = model_of(name, remat=True, **segment), tokens_of(4, 13)
     expected = jax.jit(jax.value_and_grad(loss))(model, tokens)
-    mesh = jax.make_mesh((2, 2, 2), partition.AXES, axis_types=(AxisType.Auto,) * 3)
-    shardings = jax.tree_util.tree_map_with_path(
-        lambda path, x: NamedSharding(
-            mesh, partition.spec_of(jax.tree_util.keystr(path), x.shape, mesh)
-        ),
-        model,
-    )
+    mesh = two_by_two_by_two()
     with jax.set_mesh(mesh):
-        laid = jax.device_put((model, tokens), (shardings, NamedSharding(mesh, P(partition.BATCH))))
-        got = jax.jit(jax.value_and_grad(loss), out_shardings=(None, shardings))(*laid)
+        got = gradient_on(mesh, model, tokens)
     assert abs(got[0] - expected[0]) <= 1e-5 * abs(expected[0])
     pairs = zip(
         jax.tree_util.tree_leaves_with_path(expected[1]), jax.tree.leaves(got[1]), strict=True

@@ -11,19 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import miras_jax as mj
 from miras_jax.nn import LanguageModel, ModelConfig, partition
+from tests.meshes import gradient_on, loss, two_by_two_by_two
 
 CONFIG = ModelConfig(dim=16, depth=2, heads=2, vocab_size=32, ff_dim=32)
-
-
-def loss(model, tokens):
-    logits, _ = model(tokens[:, :-1])
-    log_probs = jax.nn.log_softmax(logits)
-    return -jnp.mean(jnp.take_along_axis(log_probs, tokens[:, 1:, None], axis=-1))
 
 
 # Rows and tokens were part of what made the partitioner go wrong: four shapes for one memory of
@@ -47,16 +41,9 @@ def test_mesh_changes_nothing(name, rows, total):
     tokens = jnp.asarray(np.random.default_rng(0).integers(0, 32, (rows, total + 1)))
     expected = jax.jit(jax.value_and_grad(loss))(model, tokens)
 
-    mesh = jax.make_mesh((2, 2, 2), partition.AXES, axis_types=(AxisType.Auto,) * 3)
-    shardings = jax.tree_util.tree_map_with_path(
-        lambda path, x: NamedSharding(
-            mesh, partition.spec_of(jax.tree_util.keystr(path), x.shape, mesh)
-        ),
-        model,
-    )
+    mesh = two_by_two_by_two()
     with jax.set_mesh(mesh):
-        laid = jax.device_put((model, tokens), (shardings, NamedSharding(mesh, P(partition.BATCH))))
-        got = jax.jit(jax.value_and_grad(loss), out_shardings=(None, shardings))(*laid)
+        got = gradient_on(mesh, model, tokens)
     assert abs(got[0] - expected[0]) <= 1e-5 * abs(expected[0])
     pairs = zip(
         jax.tree_util.tree_leaves_with_path(expected[1]), jax.tree.leaves(got[1]), strict=True
@@ -86,7 +73,7 @@ def test_states_and_packed_rows_on_a_mesh(name):
         return jnp.concatenate([a, b], axis=1)
 
     expected = jax.jit(halves)(model, tokens, ids)
-    mesh = jax.make_mesh((2, 2, 2), partition.AXES, axis_types=(AxisType.Auto,) * 3)
+    mesh = two_by_two_by_two()
     with jax.set_mesh(mesh):
         got = jax.jit(halves)(model, tokens, ids)
     # Float32 logits summed in another order.

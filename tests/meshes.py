@@ -1,0 +1,37 @@
+"""A model and its tokens laid over a (2, 2, 2) mesh of emulated devices, and a loss to compare."""
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from miras_jax.nn import partition
+
+
+def loss(model, tokens):
+    """Mean cross entropy of the next token."""
+    logits, _ = model(tokens[:, :-1])
+    log_probs = jax.nn.log_softmax(logits)
+    return -jnp.mean(jnp.take_along_axis(log_probs, tokens[:, 1:, None], axis=-1))
+
+
+def two_by_two_by_two():
+    """The mesh, two devices along each axis."""
+    return jax.make_mesh((2, 2, 2), partition.AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def shardings_of(model, mesh):
+    """Where the rules put each parameter."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, x: NamedSharding(
+            mesh, partition.spec_of(jax.tree_util.keystr(path), x.shape, mesh)
+        ),
+        model,
+    )
+
+
+def gradient_on(mesh, model, tokens):
+    """Loss and gradients with everything laid out; to be called with the mesh set."""
+    shardings = shardings_of(model, mesh)
+    laid = jax.device_put((model, tokens), (shardings, NamedSharding(mesh, P(partition.BATCH))))
+    return jax.jit(jax.value_and_grad(loss), out_shardings=(None, shardings))(*laid)
