@@ -16,6 +16,7 @@ import shutil
 import sys
 import traceback
 from collections.abc import Callable
+from inspect import signature
 from typing import NoReturn
 
 import miras_jax
@@ -73,7 +74,10 @@ def parser() -> Parser:
         "Trains the `config` of a Python file; a run found in its directory is continued."
     )
     command.add_argument(
-        "experiment", metavar="EXPERIMENT.py", help="file that binds config = TrainConfig(...)"
+        "experiment",
+        metavar="EXPERIMENT.py",
+        help="file that binds config = TrainConfig(...), or to a function that returns one:"
+        " FILE.py:NAME=VALUE,NAME=VALUE",
     )
     command.add_argument(
         "overrides",
@@ -285,22 +289,36 @@ def describe(name: str) -> int:
     return 0
 
 
-def load_experiment(path: str):
+def load_experiment(name: str):
     """Runs a Python file and returns the TrainConfig that it binds to `config`.
+
+    Args:
+      name: the file, as FILE.py; where `config` is a function, its arguments, all text, may follow
+        as FILE.py:NAME=VALUE,NAME=VALUE.
 
     Raises:
       UserError: if there is no such file, it fails, or it binds none.
     """
     from miras_jax.training import TrainConfig, UserError
 
+    path, arguments = split_experiment(name)
     if not os.path.isfile(path):
         raise UserError(f"no experiment at {path}: there is no such file")
+    config = None
     try:
-        names = runpy.run_path(path)
+        config = runpy.run_path(path).get("config")
+        if callable(config):
+            known = signature(config).parameters
+            if unknown := sorted(set(arguments) - set(known)):
+                raise UserError(
+                    f"{path} takes {', '.join(known) or 'no arguments'}, not {', '.join(unknown)}"
+                )
+            config, arguments = config(**arguments), {}
+    except UserError:
+        raise
     except Exception as error:
         line = _line_of(error, path)
         raise UserError(f"{path}{line}: {type(error).__name__}: {error}") from error
-    config = names.get("config")
     if not isinstance(config, TrainConfig):
         found = (
             "does not bind `config`"
@@ -308,7 +326,30 @@ def load_experiment(path: str):
             else f"binds `config` to a {type(config).__name__}"
         )
         raise UserError(f"{path} {found}; it must say config = TrainConfig(...)")
+    if arguments:
+        raise UserError(
+            f"{path} binds `config` to a TrainConfig, which takes no {', '.join(arguments)}:"
+            " override its fields by options"
+        )
     return config
+
+
+def split_experiment(name: str) -> tuple[str, dict[str, str]]:
+    """Returns the file and the arguments of FILE.py:NAME=VALUE,NAME=VALUE.
+
+    Raises:
+      UserError: an argument has no value.
+    """
+    from miras_jax.training import UserError
+
+    path, colon, rest = name.partition(".py:")
+    if not colon or os.path.isfile(name):
+        return name, {}
+    pairs = [word.partition("=") for word in rest.split(",")]
+    for key, equals, _ in pairs:
+        if not (key and equals):
+            raise UserError(f"{name}: after the file come NAME=VALUE,NAME=VALUE, got {rest!r}")
+    return f"{path}.py", {key: value for key, _, value in pairs}
 
 
 def _print_table(table) -> None:

@@ -60,6 +60,11 @@ def miras(*arguments: str) -> int:
         ("train number.py", "number.py binds `config` to a int"),
         ("train fails.py", "fails.py, line 2: ZeroDivisionError"),
         ("train syntax.py", "syntax.py, line 1: SyntaxError"),
+        ("train exp.py:size=1", "exp.py binds `config` to a TrainConfig, which takes no size"),
+        ("train makes.py:width=1", "makes.py takes rows, not width"),
+        ("train makes.py:rows", "after the file come NAME=VALUE,NAME=VALUE, got 'rows'"),
+        ("train makes.py:rows=no", "makes.py, line 4: ValueError: invalid literal for int()"),
+        ("train makes.py:rows=0", "data.batch_size must be at least 1, got 0"),
         ("train field.py", "field.py, line 2: TypeError: TrainConfig.__init__() got an unexpected"),
         ("train exp.py --stepz 3", "Unrecognized options: --stepz, 3, perhaps you meant --steps;"),
         ("train exp.py --steps many", "Error parsing --steps: invalid literal for int()"),
@@ -98,6 +103,10 @@ def test_a_bad_request_gets_one_line_and_code_2(folder, capsys, arguments, messa
     (folder / "number.py").write_text("config = 3")
     (folder / "fails.py").write_text("\n1 / 0")
     (folder / "syntax.py").write_text("config = (")
+    (folder / "makes.py").write_text(
+        "from miras_jax.training import *\n\ndef config(rows='8'):\n"
+        "    return TrainConfig(data=DataConfig(source='text.txt', batch_size=int(rows)))\n"
+    )
     (folder / "field.py").write_text(
         "from miras_jax.training import TrainConfig\nconfig = TrainConfig(stepz=3)"
     )

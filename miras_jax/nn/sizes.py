@@ -9,12 +9,17 @@ The names hold, within 3%, for the paper's three models, which also get rotary p
 their hybrids. Other models have the same width, depth and SwiGLU with the layer and the rotary
 positions of the zoo, and with them their own number of parameters. Of "340m", 343M in `yaad`: the
 transformer has 303M, the hybrids 323M, RetNet 404M, `titans_mag` and `titans_mal` 444M,
-`titans_mac` 494M. For a comparison at equal parameters change `ff_dim`.
+`titans_mac` 494M. `equal_parameters` gives any model the parameters of another by its SwiGLU.
 """
 
+import dataclasses
 from functools import partial
 
+import jax
+from flax import nnx
+
 from miras_jax.nn.config import ModelConfig
+from miras_jax.nn.model import LanguageModel
 
 ROTARY = ("moneta", "yaad", "memora", "moneta_h", "yaad_h", "memora_h")
 """The models of the paper."""
@@ -41,3 +46,32 @@ SIZES = {
     "1300m": partial(_size, dim=2048, depth=24, heads=16, ff_dim=4608, tie=True),
 }
 """By name, a function from a memory's name to the configuration: `SIZES["340m"]("yaad")`."""
+
+
+def parameters(config: ModelConfig) -> int:
+    """Parameters of the model; makes none of them."""
+    build = jax.eval_shape(lambda key: LanguageModel(config, rngs=nnx.Rngs(key)), jax.random.key(0))
+    return sum(x.size for x in jax.tree.leaves(build))
+
+
+def equal_parameters(config: ModelConfig, count: int, multiple: int = 128) -> ModelConfig:
+    """The same model with the width of its SwiGLU chosen for about `count` parameters.
+
+    Args:
+      config: any model; what stands in its `ff_dim` does not matter.
+      count: parameters to come close to.
+      multiple: of which the width shall be one; accelerators like 128.
+
+    Raises:
+      ValueError: the rest of the model alone has more.
+    """
+    narrow, wide = (
+        parameters(dataclasses.replace(config, ff_dim=width)) for width in (multiple, 2 * multiple)
+    )
+    width = multiple * (1 + round((count - narrow) / (wide - narrow)))
+    if width < multiple:
+        raise ValueError(
+            f"{config.memory} of width {config.dim} and depth {config.depth} has {narrow:,} "
+            f"parameters with a SwiGLU of width {multiple}, more than {count:,}: make it shallower."
+        )
+    return dataclasses.replace(config, ff_dim=width)
