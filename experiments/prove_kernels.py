@@ -2,10 +2,10 @@
 
     make kernels
     python experiments/prove_kernels.py --backend tpu [--rows gla yaad] [--every-time] \
-        [--out docs/results/kernels_compiled.md]
+        [--cases backward.width=64] [--out docs/results/kernels_compiled.md]
 
-The JSON beside the tables has every figure. A run replaces the figures of its back end, one of some
-rows only theirs. No kernel is run: a schedule's length and a count of
+The JSON beside the tables has every figure. A run of all rows and cases replaces the figures of its
+back end, another one only what it compiles. No kernel is run: a schedule's length and a count of
 registers rank variants, they are not times.
 """
 
@@ -13,6 +13,7 @@ import argparse
 import datetime
 import json
 import platform
+import re
 import shlex
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +24,7 @@ from compiled_tables import document
 from kernel_cases import ideal_bytes
 
 from kernels_pallas import aot
-from kernels_pallas.cases import DEEP, LINEAR, find, select
+from kernels_pallas.cases import DEEP, LINEAR, Case, find, select
 
 BUILDER = f"{Path(__file__).with_name('kernel_cases.py')}:build"
 PACKAGES = ("jax", "jaxlib", "libtpu", "jax-cuda13-plugin", "nvidia-cuda-nvcc")
@@ -40,10 +41,10 @@ def versions() -> dict[str, str]:
     return found
 
 
-def compile_row(backend: str, row: str, every_time: bool) -> list[dict]:
-    """The results of a row's cases, each with its bytes that cannot be done without."""
-    cases = select(backend, every_time, (row,))
-    results = aot.prove([j for c in cases for j in c.jobs], builder=BUILDER, backend=backend)
+def compile_cases(backend: str, cases: list[Case], timeout: float) -> list[dict]:
+    """The results of the cases, each with its bytes that cannot be done without."""
+    jobs = [job for case in cases for job in case.jobs]
+    results = aot.prove(jobs, builder=BUILDER, backend=backend, timeout=timeout)
     entries = []
     for job, result in results.items():
         name, _, chip = job.rpartition("@")
@@ -70,6 +71,10 @@ def main() -> None:
     parser.add_argument("--backend", choices=["tpu", "gpu"], required=True)
     parser.add_argument("--rows", nargs="+", default=[*LINEAR, *DEEP], help="of the zoo")
     parser.add_argument("--every-time", action="store_true", help="the cases of the tests alone")
+    parser.add_argument(
+        "--cases", metavar="PATTERN", default="", help="those alone whose name has it"
+    )
+    parser.add_argument("--timeout", type=float, default=600, help="seconds for one case")
     parser.add_argument("--workers", type=int, default=2, help="processes that compile at once")
     parser.add_argument("--out", type=Path, help="markdown file; the JSON is put beside it")
     args = parser.parse_args()
@@ -78,14 +83,17 @@ def main() -> None:
     if args.out and args.out.with_suffix(".json").exists():
         record = json.loads(args.out.with_suffix(".json").read_text())
     mine = record.setdefault(args.backend, {"results": {}})
-    if set(args.rows) == {*LINEAR, *DEEP}:
-        mine["results"] = {}
-    command = ["python", *sys.argv]
-    mine |= {"command": shlex.join(command), "versions": versions()}
-    mine["date"] = str(datetime.date.today())
+    command = shlex.join(["python", *sys.argv])
+    if set(args.rows) == {*LINEAR, *DEEP} and not args.cases:
+        mine |= {"results": {}, "command": command}
+    else:
+        mine["command"] = "; then ".join(filter(None, [mine.get("command"), command]))
+    mine |= {"versions": versions(), "date": str(datetime.date.today())}
 
     def run(row):
-        return row, compile_row(args.backend, row, args.every_time)
+        chosen = select(args.backend, args.every_time, (row,))
+        chosen = [case for case in chosen if re.search(args.cases, case.name)]
+        return row, compile_cases(args.backend, chosen, args.timeout)
 
     failures = 0
     with ThreadPoolExecutor(args.workers) as pool:

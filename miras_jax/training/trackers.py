@@ -49,13 +49,12 @@ class TensorBoard:
         folder = pathlib.Path(config.directory, "tensorboard")
         # Files are named by the second: without the suffix a quick restart would write over one.
         self._writer = tensorboardX.SummaryWriter(
-            str(folder), purge_step=start + 1, filename_suffix=f".{start}"
+            str(folder), purge_step=start + 1, filename_suffix=f".{start}", flush_secs=1
         )
 
     def write(self, record: Mapping[str, Any]) -> None:
         for name, value in scalars(record):
             self._writer.add_scalar(name, value, record["step"])
-        self._writer.flush()
 
     def close(self) -> None:
         self._writer.close()

