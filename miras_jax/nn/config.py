@@ -5,6 +5,7 @@ from typing import Literal
 
 from miras_jax import zoo
 from miras_jax.memory import Memory, SlidingWindowAttention, flops
+from miras_jax.nn.controls import Control, check_control, controlled_memory
 from miras_jax.zoo import LayerOptions, Stream
 from miras_jax.zoo.row import BlockKind
 
@@ -57,6 +58,10 @@ class ModelConfig:
     """Learned pairs that attention always sees, in hybrids, `titans_mac`, `titans_mag`,
     `titans_mal` and `sliding_window_attention`; None takes 16 in Titans' blocks and none
     elsewhere."""
+    control: Control | None = None
+    """Breaks one thing of what the memory does, to see whether it counts: `ascent` steps up the
+    gradient, `frozen` never writes, `keys_as_queries` reads what it has just written,
+    `shuffled_values` learns values of other tokens, `chunk_start_reads` reads the chunk's start."""
     tie_embeddings: bool = True
     """Uses the embedding as the output layer."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -65,7 +70,7 @@ class ModelConfig:
     """Recomputes each block in the backward pass instead of storing its activations."""
 
     def __post_init__(self):
-        zoo.row(self.memory)
+        check_control(self.control, self.memory, zoo.row(self.memory).memory)
         counts = ("vocab_size", "dim", "depth", "heads", "gate_rank", "ff_dim", "window", "segment")
         for name in counts:
             if (count := getattr(self, name)) is not None and count < 1:
@@ -229,6 +234,7 @@ class ModelConfig:
             self,
             memory="sliding_window_attention",
             hybrid=False,
+            control=None,
             chunk_size=None,
             rotary=None,
             # [recalled, token] for every token of a segment.
@@ -246,7 +252,7 @@ class ModelConfig:
         choices = {} if self.chunk_size is None else {"chunk_size": self.chunk_size}
         if self._windowed:
             choices |= {"window": self.window_size, "persistent": self.persistent_tokens or 0}
-        return zoo.get(self.memory, **choices)
+        return controlled_memory(self.control, zoo.get(self.memory, **choices))
 
     def flops_per_token(self, window: int) -> float:
         """Forward FLOPs a token, averaged over a window of that many tokens; a training step

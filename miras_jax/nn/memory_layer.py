@@ -24,6 +24,7 @@ from miras_jax.memory.gate import unit
 from miras_jax.memory.window import WindowState
 from miras_jax.nn import partition
 from miras_jax.nn.config import ModelConfig
+from miras_jax.nn.controls import controlled
 from miras_jax.nn.layers import (
     ACTIVATIONS,
     Constant,
@@ -175,6 +176,9 @@ class MemoryLayer(nnx.Module):
                 "or leave `streams` out to have the memory's own."
             )
         gates = {name: inputs[name] for name in self.memory.gates}
+        q, k, v, gates = controlled(
+            self.config.control, q, k, v, gates, context.positions, context.layer
+        )
         y, memory, diagnostics = self._memorize(q, k, v, gates, state, context)
         norm = self.output_norm if options.output_norm else lambda y: y
         y = options.finish(y, inputs, norm)
