@@ -1,4 +1,6 @@
-"""A model and its tokens laid over a (2, 2, 2) mesh of emulated devices, and a loss to compare."""
+"""A model and its tokens laid over a mesh of emulated devices, and a loss to compare."""
+
+import math
 
 import jax
 import jax.numpy as jnp
@@ -16,8 +18,15 @@ def loss(model, tokens):
 
 
 def two_by_two_by_two():
-    """The mesh, two devices along each axis."""
-    return jax.make_mesh((2, 2, 2), partition.AXES, axis_types=(AxisType.Auto,) * 3)
+    """Two devices along each axis but the sequence."""
+    return mesh_of(2, 2, 1, 2)
+
+
+def mesh_of(*shape):
+    """A mesh of that many devices along data, fsdp, sequence and tensor."""
+    devices = jax.devices()[: math.prod(shape)]
+    types = (AxisType.Auto,) * len(shape)
+    return jax.make_mesh(shape, partition.AXES, axis_types=types, devices=devices)
 
 
 def shardings_of(model, mesh):

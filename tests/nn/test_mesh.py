@@ -82,7 +82,7 @@ def test_states_and_packed_rows_on_a_mesh(name):
 
 def test_every_parameter_has_a_rule():
     """Large matrices are split over fsdp and tensor, heads over tensor; nothing is left out."""
-    mesh = jax.sharding.AbstractMesh((1, 2, 2), partition.AXES)
+    mesh = jax.sharding.AbstractMesh((1, 2, 1, 2), partition.AXES)
     config = dataclasses.replace(CONFIG, memory="titans", tie_embeddings=False)
     shapes = jax.eval_shape(
         lambda key: LanguageModel(config, rngs=nnx.Rngs(key)), jax.random.key(0)
