@@ -156,7 +156,7 @@ class MemoryAsContext(nnx.Module):
             # Of the block alone: it goes out with y, not on to the next block.
             return _replace(state, None), (y, state.memory.diagnostics)
 
-        # The blocks follow one another: over `sequence` the tokens of each are shared out, not they.
+        # Blocks follow one another: over `sequence` lie the tokens of each, not the blocks.
         within = partition.sequence(size)
 
         def split(z):
