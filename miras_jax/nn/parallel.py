@@ -40,9 +40,6 @@ from miras_jax.nn.config import ModelConfig
 AnyMemory = Memory | Attention | SlidingWindowAttention
 AnyState = State | AttentionState | WindowState
 
-BY_HEADS = ("tensor", "sequence")
-"""In this order devices that exchange tokens for heads differ in `sequence` only."""
-
 
 def keeps_tokens(memory: AnyMemory) -> bool:
     """Whether a memory reads a sequence over several devices with the tokens where they are."""
@@ -60,15 +57,21 @@ def way(
 ) -> Literal["tokens", "heads", "whole"]:
     """How a memory reads `total` tokens on the mesh in force.
 
-    "tokens" and "heads" are the two ways above, "heads" also for few tokens that the axis does not
-    divide, as in generation; where it does not divide the heads either, and without the axis, each
-    device along it reads the "whole". Diagnostics need the tokens one after the other.
+    "tokens" and "heads" are the two ways above. "heads" is also that of few tokens that the axis
+    does not divide, as in generation, and of an axis of one device. Where tensor x sequence does
+    not divide the heads, each device along the axis reads the "whole". Diagnostics take the tokens
+    one after the other.
     """
-    if partition.axis_size("sequence") == 1:
-        return "whole"
     if partition.sequence(total) and keeps_tokens(memory) and not diagnose:
         return "tokens"
-    return "whole" if heads % partition.axis_size(*BY_HEADS) else "heads"
+    return "whole" if heads % partition.axis_size("tensor", "sequence") else "heads"
+
+
+def _head_axes(how):
+    """Over which axes heads lie: in this order devices that exchange tokens for heads differ in
+    `sequence` only. An axis of one device is named too, or gradients would be summed over it."""
+    names = ("tensor", "sequence") if how == "heads" else ("tensor",)
+    return tuple(name for name in names if name in jax.sharding.get_abstract_mesh().shape)
 
 
 def read(
@@ -115,16 +118,16 @@ def read(
     if jax.sharding.get_abstract_mesh().empty:
         return run(*args)
     _, after, _ = jax.eval_shape(run, *args)
-    heads = BY_HEADS if how == "heads" else "tensor"
+    heads = _head_axes(how)
     whole = P(partition.BATCH, None, heads)
-    tokens, ids = whole, P(partition.BATCH)
+    body, tokens, ids = run, whole, P(partition.BATCH)
     if how == "tokens":
-        run, tokens, ids = run_part, P(partition.BATCH, axis, heads), P(partition.BATCH, axis)
+        body, tokens, ids = run_part, P(partition.BATCH, axis, heads), P(partition.BATCH, axis)
     elif how == "heads" and axis:
-        run, tokens = run_heads, P(partition.BATCH, axis, "tensor")
+        body, tokens = run_heads, P(partition.BATCH, axis, "tensor")
     in_specs = (P(heads), tokens, state_specs(state, heads), ids)
     out_specs = (tokens, state_specs(after, heads), whole)
-    return jax.shard_map(run, in_specs=in_specs, out_specs=out_specs, check_vma=False)(*args)
+    return jax.shard_map(body, in_specs=in_specs, out_specs=out_specs, check_vma=False)(*args)
 
 
 def recall_on_mesh(memory: Memory, params: Parameters, state: State, q: jax.Array) -> jax.Array:
@@ -140,14 +143,12 @@ def recall_on_mesh(memory: Memory, params: Parameters, state: State, q: jax.Arra
 
     if jax.sharding.get_abstract_mesh().empty:
         return run(params, state, q)
-    heads = BY_HEADS if how == "heads" else "tensor"
-    tokens = P(partition.BATCH, axis, "tensor")
+    heads = _head_axes(how)
+    body, tokens = run, P(partition.BATCH, axis, "tensor" if axis else heads)
     if how == "heads" and axis:
-        run = run_heads
-    elif how == "heads":
-        tokens = P(partition.BATCH, None, heads)
+        body = run_heads
     specs = (P(heads), state_specs(state, heads), tokens)
-    mapped = jax.shard_map(run, in_specs=specs, out_specs=tokens, check_vma=False)
+    mapped = jax.shard_map(body, in_specs=specs, out_specs=tokens, check_vma=False)
     return mapped(params, state, q)
 
 
