@@ -8,7 +8,7 @@ K further channels beside the values. A document that begins in the chunk makes 
 
 A sequence of n chunks takes log n steps one after the other instead of n, for more work: every
 chunk is written twice, and the delta rule carries K further channels and multiplies 2 n matrices
-`[K, K]`. The same maps join the parts of a sequence that lie on several devices
+`[K, K]`. Such maps also join the parts of a sequence that lie on several devices
 (`memory/sharded.py`).
 """
 
@@ -75,26 +75,23 @@ def associative(
     head: Head,
     tokens: Chunk,
     phase: None = None,
-    axis: str | None = None,
 ) -> tuple[Head, jax.Array, None]:
     """Reads all chunks of one head side by side.
 
     Args:
       memory: the four choices; `why_not_associative` is empty.
       initial: A_0 by layer.
-      head: the state before the first token, of the whole sequence if it lies on several devices.
-      tokens: T tokens, any T, all live; on several devices this device's.
+      head: the state before the first token.
+      tokens: T tokens, any T, all live.
       phase: None, as an exact memory keeps no chunk grid.
-      axis: the mesh axis over which the sequence lies in contiguous parts of T tokens; None is one
-        device.
 
     Returns:
-      the state after the last token, of the whole sequence, `y [T, V]`, and None in the place of
-      the recurrent form's diagnostics.
+      the state after the last token, `y [T, V]`, and None in the place of the recurrent form's
+      diagnostics.
     """
     total = tokens.q.shape[0]
     chunks = _chunks(tokens, min(memory.chunk_size, total))
-    first = head = head._replace(start={})
+    head = head._replace(start={})
 
     # As in the chunked form, the backward pass keeps states and recomputes the chunks' insides.
     @partial(jax.checkpoint, prevent_cse=False, policy=keep)
@@ -105,15 +102,9 @@ def associative(
     def read(weights, chunk):
         return chunk_step(memory, initial, Head(weights, {}, {}, {}), chunk, True)[1]
 
-    until = _scan(jax.vmap(chunk_map)(chunks))
-    if axis is not None:
-        first, head = _across(until, head, axis)
-    after = {name: f(first.weights[name]) for name, f in until.items()}
-    if axis is None:
-        head = head._replace(weights={name: s[-1] for name, s in after.items()})
-    before = {name: _shifted(first.weights[name], s) for name, s in after.items()}
+    before, last = states(jax.vmap(chunk_map)(chunks), head.weights)
     y = jax.vmap(read)(before, chunks)
-    return head, y.reshape(-1, y.shape[-1])[:total], None
+    return head._replace(weights=last), y.reshape(-1, y.shape[-1])[:total], None
 
 
 def _chunks(tokens: Chunk, size: int) -> Chunk:
@@ -130,34 +121,16 @@ def _chunks(tokens: Chunk, size: int) -> Chunk:
     return jax.tree.map(lambda x: x.reshape(count, size, *x.shape[1:]), tokens)
 
 
-def _scan(maps: Maps) -> Maps:
-    """The maps from before the first to after each, along the first axis."""
+def states(maps: Maps, first: Weights) -> tuple[Weights, Weights]:
+    """The states before each map, along the first axis, and after the last, from the first one."""
 
     def compose(first, then):
         return {name: then[name].after(f) for name, f in first.items()}
 
-    return jax.lax.associative_scan(compose, maps)
-
-
-def _shifted(first: jax.Array, after: jax.Array) -> jax.Array:
-    """The states before each map, of those after."""
-    return jnp.concatenate([first[None], after[:-1]])
-
-
-def _across(until: Maps, head: Head, axis: str) -> tuple[Head, Head]:
-    """The states before this device's tokens and after all tokens.
-
-    Every device gets the maps of all, at most K (K + V) numbers each whatever T, and composes them:
-    one exchange. A scan by pairs of devices would send log n maps instead of n - 1, but one round
-    after the other, and one more for the final state, which all devices hold.
-    """
-    whole = jax.tree.map(lambda x: x[-1], until)
-    maps = _scan(jax.lax.all_gather(whole, axis))
-    after = {name: f(head.weights[name]) for name, f in maps.items()}
-    here = jax.lax.axis_index(axis)
-    before = {name: _shifted(head.weights[name], s)[here] for name, s in after.items()}
-    last = {name: s[-1] for name, s in after.items()}
-    return head._replace(weights=before), head._replace(weights=last)
+    until = jax.lax.associative_scan(compose, maps)
+    after = {name: f(first[name]) for name, f in until.items()}
+    before = {name: jnp.concatenate([first[name][None], s[:-1]]) for name, s in after.items()}
+    return before, {name: s[-1] for name, s in after.items()}
 
 
 def _after(memory: Memory, initial: Weights, weights: Weights, chunk: Chunk) -> Weights:
@@ -167,18 +140,21 @@ def _after(memory: Memory, initial: Weights, weights: Weights, chunk: Chunk) -> 
 
 def _diagonal(memory: Memory, initial: Weights, chunk: Chunk) -> Maps:
     """A chunk's map of a memory whose writes do not see its state."""
-    algorithm = memory.algorithm
-    written = memory.written(chunk.k.shape[-1], chunk.v.shape[-1])
-    zeros = {name: jnp.zeros_like(initial[name]) for name in written}
+    factors = decays(memory, chunk)
+    zeros = {name: jnp.zeros_like(initial[name]) for name in factors}
     offset = _after(memory, initial, zeros, chunk)
+    return {name: Diagonal(*factors[name], offset[name]) for name in factors}
 
-    dtype = chunk.q.dtype
+
+def decays(memory: Memory, chunk: Chunk) -> dict[str, tuple[jax.Array, jax.Array]]:
+    """What tokens leave of the state before them: a layer's `rows` and `columns` of `Diagonal`."""
+    algorithm, dtype = memory.algorithm, chunk.q.dtype
     inner, _ = inner_steps(algorithm, chunk)
     live = jnp.ones(inner.q.shape[0], bool) if inner.live is None else inner.live
     specs = {**memory.retention.gates, **algorithm.gates}
     stays = jnp.where(marked(chunk.reset), jnp.zeros((), dtype), 1.0)
-    maps = {}
-    for name, layer in written.items():
+    factors = {}
+    for name, layer in memory.written(chunk.k.shape[-1], chunk.v.shape[-1]).items():
         gates = la.layer_gates(
             layer, algorithm.step_gate(name), specs, inner.gates, live[:, None], dtype
         )
@@ -186,8 +162,8 @@ def _diagonal(memory: Memory, initial: Weights, chunk: Chunk) -> Maps:
         rows = jnp.ones((1, 1), dtype)
         if gates.decay_in is not None:
             rows = jnp.exp(jnp.sum(gates.decay_in, axis=0, keepdims=True)).T
-        maps[name] = Diagonal(rows, columns, offset[name])
-    return maps
+        factors[name] = rows, columns
+    return factors
 
 
 def _dense(memory: Memory, initial: Weights, chunk: Chunk) -> Maps:

@@ -1,8 +1,11 @@
 """One long sequence over several devices, for memories that have the associative form.
 
-Each device composes the maps of its own chunks (`memory/associative.py`), the devices exchange what
-their parts make of a state, K (K + V) numbers a head whatever the length, and each then reads its
-tokens from the state that the parts before it leave. Nothing of the length of the sequence moves.
+What a device's tokens make of a state is an affine map (`memory/associative.py`), and reading them
+finds it: from zero they leave its offset, and a delta rule that also holds the identity, as K
+further value channels that are told zeros, leaves its matrix. The devices exchange their maps,
+at most K (K + V) numbers a head whatever the length, and each then reads its tokens again, from the
+state that the parts before it leave. Nothing of the length of the sequence moves, and both reads
+are `memorize`, in whatever form is best on the machine.
 """
 
 import dataclasses
@@ -13,9 +16,16 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from miras_jax.memory.associative import associative, why_not_associative
-from miras_jax.memory.head import Chunk, Head
-from miras_jax.memory.memorize import check_arguments, check_state
+from miras_jax.memory.associative import (
+    Dense,
+    Diagonal,
+    Maps,
+    decays,
+    states,
+    why_not_associative,
+)
+from miras_jax.memory.head import Chunk
+from miras_jax.memory.memorize import check_arguments, check_state, memorize
 from miras_jax.memory.memory import Memory, Parameters, State
 from miras_jax.memory.segments import document_starts
 
@@ -148,32 +158,71 @@ def _dtype(q, k, v):
 
 @partial(jax.jit, static_argnames=("memory", "axis"))
 def _memorize_sharded(memory, axis, params, q, k, v, gates, state, segment_ids):
-    out_dtype, dtype = v.dtype, _dtype(q, k, v)
-    q, k, v, gates, state = jax.tree.map(
-        lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x,
-        (q, k, v, gates, state),
-    )
+    dtype = _dtype(q, k, v)
     if state is None:
         state = memory.init_state(params, batch=q.shape[0], dtype=dtype)
-    reset, segment = _document_starts(segment_ids, state.segment, axis)
-
-    def run_head(initial, weights, q, k, v, gates, reset):
-        tokens = Chunk(q, k, v, gates, reset, None)
-        head, y, _ = associative(memory, initial, Head(weights, {}, {}, {}), tokens, axis=axis)
-        return head.weights, y
-
-    heads = jax.vmap(run_head, in_axes=(0, 0, 1, 1, 1, 1, None), out_axes=(0, 1))
-    rows = jax.vmap(heads, in_axes=(None,) + (0,) * 6)
+    before, last = _segments(segment_ids, state.segment, axis)
+    state = dataclasses.replace(state, segment=before)
+    tokens = (q, k, v, gates)
     with jax.default_matmul_precision("highest"):
-        initial = memory.initial(params, dtype)
-        weights, y = rows(initial, state.weights, q, k, v, gates, reset)
-    return y.astype(out_dtype), dataclasses.replace(state, weights=weights, segment=segment)
+        part = _map_of_part(memory, params, *tokens, state, segment_ids)
+        parts = jax.lax.all_gather(jax.tree.map(lambda x: x.astype(dtype), part), axis)
+        firsts, weights = states(parts, jax.tree.map(lambda x: x.astype(dtype), state.weights))
+    here = jax.lax.axis_index(axis)
+    first = dataclasses.replace(state, weights=jax.tree.map(lambda x: x[here], firsts))
+    y, _ = memorize(memory, params, *tokens, state=first, segment_ids=segment_ids)
+    return y, dataclasses.replace(state, weights=weights, segment=last)
 
 
-def _document_starts(segment_ids, last, axis):
-    """`document_starts` with the token before this device's first on another device."""
+def _map_of_part(memory, params, q, k, v, gates, state, segment_ids) -> Maps:
+    """The map from the state before this device's tokens to that after them; leaves `[B, H, ..]`.
+
+    The backward pass reads once more, so that it holds what one read leaves at a time.
+    """
+
+    @partial(jax.checkpoint, prevent_cse=False)
+    def end(params, q, k, v, gates, weights):
+        begin = dataclasses.replace(state, weights=weights)
+        options = {"state": begin, "segment_ids": segment_ids}
+        return memorize(memory, params, q, k, v, gates, **options)[1].weights
+
+    zeros = jax.tree.map(jnp.zeros_like, state.weights)
+    if not memory.bias.curvature:
+        offsets = end(params, q, k, v, gates, zeros)
+        factors = _decays(memory, q, k, v, gates, document_starts(segment_ids, state.segment)[0])
+        return {name: Diagonal(*factors[name], offset) for name, offset in offsets.items()}
+
+    ((name, zero),) = zeros.items()
+    size, width = zero.shape[-2:]
+
+    def widened(x):
+        return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, size)])
+
+    # What is per value channel is of further values and their factors.
+    per_value = {n for n, gate in memory.gates.items() if gate.per == "value"}
+    gates = {n: widened(x) if n in per_value else x for n, x in gates.items()}
+    weights = {n: widened(x) for n, x in params.weights.items()}
+    params = dataclasses.replace(params, weights=weights, value_dim=width + size)
+    identity = jnp.broadcast_to(jnp.eye(size, width + size, width, zero.dtype), widened(zero).shape)
+    after = end(params, q, k, widened(v), gates, {name: identity})[name]
+    return {name: Dense(after[..., width:], after[..., :width])}
+
+
+def _decays(memory, q, k, v, gates, resets):
+    """`decays` of rows and heads."""
+    dtype = _dtype(q, k, v)
+    gates = {name: x.astype(dtype) for name, x in gates.items()}
+
+    def of_head(q, k, v, gates, reset):
+        return decays(memory, Chunk(q, k, v, gates, reset, None))
+
+    heads = jax.vmap(of_head, in_axes=(1, 1, 1, 1, None))
+    return jax.vmap(heads)(*(x.astype(dtype) for x in (q, k, v)), gates, resets)
+
+
+def _segments(segment_ids, last, axis):
+    """The segment id before this device's first token, and after the whole sequence."""
     if segment_ids is None:
-        return None, last
+        return last, last
     ends = jax.lax.all_gather(segment_ids[:, -1].astype(jnp.int32), axis)
-    before = jnp.concatenate([last[None], ends[:-1]])[jax.lax.axis_index(axis)]
-    return document_starts(segment_ids, before)[0], ends[-1]
+    return jnp.concatenate([last[None], ends[:-1]])[jax.lax.axis_index(axis)], ends[-1]

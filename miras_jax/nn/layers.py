@@ -5,6 +5,7 @@ from collections.abc import Iterable
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import PartitionSpec as P
 
 from miras_jax.nn import partition
 from miras_jax.zoo import Stream
@@ -27,7 +28,11 @@ ACTIVATIONS = {
 
 
 def lagged(
-    x: jax.Array, before: jax.Array | None, document: jax.Array | None, past: int
+    x: jax.Array,
+    before: jax.Array | None,
+    document: jax.Array | None,
+    past: int,
+    channels: str | None = None,
 ) -> tuple[list[jax.Array], jax.Array]:
     """What each token sees of the `past` tokens before it.
 
@@ -37,6 +42,7 @@ def lagged(
       document: int `[B, T]`, counted up from 0, the document of `before`; a token sees only its own
         document, and zeros beyond. None is one document.
       past: how far back.
+      channels: the mesh axis over which the channels lie, if any.
 
     Returns:
       x as it was 0, 1 .. `past` tokens earlier, and the tokens that the next call needs before its
@@ -45,20 +51,52 @@ def lagged(
     total = x.shape[1]
     if before is None:
         before = jnp.zeros((x.shape[0], past, x.shape[2]), x.dtype)
-    padded = jnp.concatenate([before.astype(x.dtype), x], axis=1)
+    same = None
     if document is not None:
         document = jnp.pad(document, ((0, 0), (past, 0)))
-    seen = []
-    for lag in range(past + 1):
-        there = slice(past - lag, past - lag + total)
-        view = padded[:, there]
-        if document is not None:
-            view = jnp.where((document[:, there] == document[:, past:])[..., None], view, 0)
-        seen.append(view)
-    after = padded[:, total:]
+        there = [document[:, past - lag : past - lag + total] for lag in range(past + 1)]
+        same = [lagging == document[:, past:] for lagging in there]
+    seen, after = _views(x, before.astype(x.dtype), same, past, channels)
     if document is not None:
         after = jnp.where((document[:, total:] == document[:, -1:])[..., None], after, 0)
     return seen, after
+
+
+def _views(x, before, same, past, channels):
+    """`lagged` with what each view keeps already told. Where the tokens lie over several devices,
+    each gets the last `past` of the device before it."""
+
+    def views(x, before, same):
+        total = x.shape[1]
+        padded = jnp.concatenate([before, x], axis=1)
+        seen = [padded[:, past - lag : past - lag + total] for lag in range(past + 1)]
+        if same is not None:
+            pairs = zip(seen, same, strict=True)
+            seen = [jnp.where(keep[..., None], view, 0) for view, keep in pairs]
+        return seen, padded[:, total:]
+
+    axis = partition.sequence(x.shape[1])
+    if axis is None:
+        return views(x, before, same)
+    parts = partition.axis_size(axis)
+    if x.shape[2] % partition.axis_size(channels or ""):
+        channels = None
+    if x.shape[1] // parts < past:
+        # The tokens would come from further than the next device: so few are gathered.
+        return views(partition.constrain(x, partition.BATCH, None, channels), before, same)
+
+    def part(x, before, same):
+        index, tail = jax.lax.axis_index(axis), x[:, -past:]
+        previous = jax.lax.ppermute(tail, axis, [(i, i + 1) for i in range(parts - 1)])
+        seen, _ = views(x, jnp.where(index == 0, before, previous), same)
+        return seen, jax.lax.psum(jnp.where(index == parts - 1, tail, 0), axis)
+
+    tokens = P(partition.BATCH, axis, channels)
+    last = P(partition.BATCH, None, channels)
+    specs = (tokens, last, P(partition.BATCH, axis))
+    return jax.shard_map(part, in_specs=specs, out_specs=(tokens, last), check_vma=False)(
+        x, before, same
+    )
 
 
 class ShortConvolution(nnx.Module):
@@ -76,7 +114,7 @@ class ShortConvolution(nnx.Module):
     ) -> tuple[jax.Array, jax.Array]:
         """Convolves x `[B, T, channels]`; the arguments and the second result as in `lagged`."""
         kernel = self.kernel[...].astype(x.dtype)
-        seen, after = lagged(x, before, document, self.width - 1)
+        seen, after = lagged(x, before, document, self.width - 1, "tensor")
         y = sum(view * weights for view, weights in zip(seen, kernel[::-1], strict=True))
         return ACTIVATIONS[self.activation](y), after
 
@@ -180,4 +218,5 @@ class SwiGLU(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         hidden = jax.nn.silu(self.gate_up(x)) * self.up(x)
-        return self.down(partition.constrain(hidden, partition.BATCH, None, "tensor"))
+        axis = partition.sequence(x.shape[1])
+        return self.down(partition.constrain(hidden, partition.BATCH, axis, "tensor"))

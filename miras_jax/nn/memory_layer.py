@@ -9,7 +9,6 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.sharding import PartitionSpec as P
 
 from miras_jax.memory import (
     Attention,
@@ -18,11 +17,10 @@ from miras_jax.memory import (
     Memory,
     Parameters,
     State,
-    memorize,
 )
 from miras_jax.memory.gate import unit
 from miras_jax.memory.window import WindowState
-from miras_jax.nn import partition
+from miras_jax.nn import parallel
 from miras_jax.nn.config import ModelConfig
 from miras_jax.nn.controls import controlled
 from miras_jax.nn.layers import (
@@ -233,46 +231,8 @@ class MemoryLayer(nnx.Module):
         return inputs, after
 
     def _memorize(self, q, k, v, gates, state, context):
-        """`memorize`, each shard of the mesh with its own rows and heads; the third result is the
-        diagnostics or None."""
+        """`memorize` on the mesh in force; the third result is the diagnostics or None."""
+        memory = state and state.memory
         diagnose = context.diagnose and isinstance(self.memory, Memory)
-
-        def run(parameters, q, k, v, gates, memory, segment_ids):
-            heads = dataclasses.replace(parameters, heads=q.shape[2])
-            options = {"state": memory, "segment_ids": segment_ids, "diagnostics": diagnose}
-            y, after, *said = memorize(self.memory, heads, q, k, v, gates, **options)
-            return y, after, said[0] if diagnose else None
-
-        args = (self.parameters, q, k, v, gates, state and state.memory, context.segment_ids)
-        if jax.sharding.get_abstract_mesh().empty:
-            return run(*args)
-        _, after, _ = jax.eval_shape(run, *args)
-        tokens = P(partition.BATCH, None, "tensor")
-        in_specs = (
-            P("tensor"),
-            *(tokens, tokens, tokens, tokens),
-            state_specs(args[5]),
-            P(partition.BATCH),
-        )
-        out_specs = (tokens, state_specs(after), tokens)
-        return jax.shard_map(run, in_specs=in_specs, out_specs=out_specs, check_vma=False)(*args)
-
-
-def state_specs(state: State | AttentionState | WindowState | None):
-    """Rows over the batch axes, heads over `tensor`."""
-    if state is None:
-        return None
-    rows = P(partition.BATCH)
-    if isinstance(state, AttentionState):
-        pairs = P(partition.BATCH, None, "tensor")
-        return dataclasses.replace(
-            state,
-            keys=pairs,
-            values=pairs,
-            document=rows,
-            length=P(),
-            last_document=rows,
-            segment=rows,
-        )
-    heads = P(partition.BATCH, "tensor")
-    return jax.tree.map(lambda x: heads if x.ndim > 1 else rows, state)
+        inputs = (self.memory, self.parameters, q, k, v, gates, memory, context.segment_ids)
+        return parallel.read(*inputs, diagnose=diagnose)

@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import PartitionSpec as P
 
 from miras_jax.memory import Diagnostics, Memory
 from miras_jax.memory.segments import document_starts
@@ -144,6 +145,8 @@ class LanguageModel(nnx.Module):
         else:
             output = partition.gather({"head": self.head})["head"].kernel[...]
         logits = jnp.matmul(x, output.astype(x.dtype), preferred_element_type=jnp.float32)
+        if axis := partition.sequence(tokens.shape[1]):
+            logits = partition.constrain(logits, partition.BATCH, axis, P.UNCONSTRAINED)
         return logits, state
 
     def diagnose(
@@ -183,17 +186,18 @@ class LanguageModel(nnx.Module):
         resets, segment = document_starts(segment_ids, segment)
         context = _context(position, total, segment_ids, resets)
         context = dataclasses.replace(context, diagnose=diagnose)
+        stream = (partition.BATCH, partition.sequence(total))
 
         def block(x, layer):
             weights, before, index = layer
             at = dataclasses.replace(context, layer=index)
             x, after = partition.gather(weights)(x, before, at)
-            return partition.constrain(x, partition.BATCH), after
+            return partition.constrain(x, *stream), after
 
         if self.config.remat:
             block = jax.checkpoint(block, prevent_cse=False)
         x = embedding[tokens].astype(jnp.dtype(self.config.dtype))
-        x = partition.constrain(x, partition.BATCH)
+        x = partition.constrain(x, *stream)
         indices = jnp.arange(len(jax.tree.leaves(self.blocks)[0]))
         x, layers = jax.lax.scan(block, x, (self.blocks, state and state.layers, indices))
         return x, ModelState(layers, context.positions[:, -1] + 1, segment)

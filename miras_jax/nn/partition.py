@@ -1,17 +1,20 @@
 """Where arrays live on a mesh: one table of path rules for parameters and what derives of them.
 
 Mesh axes: `data` (rows of the batch, weights replicated), `fsdp` (rows of the batch, weights
-sharded and gathered where they are used) and `tensor` (heads and hidden units). The models name no
-axis but through this file, and run unchanged without a mesh.
+sharded and gathered where they are used), `sequence` (tokens of a row, weights replicated) and
+`tensor` (heads and hidden units). The models run unchanged without a mesh. Over `sequence` every
+device has a contiguous part of the residual stream; what reads across tokens, `lagged` in
+`nn/layers.py` and the memories in `nn/parallel.py`, exchanges what it needs itself.
 """
 
+import math
 import re
 
 import jax
 from flax import nnx
 from jax.sharding import PartitionSpec as P
 
-AXES = ("data", "fsdp", "tensor")
+AXES = ("data", "fsdp", "sequence", "tensor")
 BATCH = ("data", "fsdp")
 
 # First match decides; a spec is for the trailing dimensions, so stacked layers need no rule.
@@ -58,6 +61,22 @@ def constrain(x: jax.Array, *spec) -> jax.Array:
     if jax.sharding.get_abstract_mesh().empty:
         return x
     return jax.lax.with_sharding_constraint(x, P(*spec))
+
+
+def sequence(total: int) -> str | None:
+    """The axis over which the `total` tokens of a row lie.
+
+    None where there is no such axis of several devices, or where it does not divide the tokens, as
+    in generation: each device along it then has them all.
+    """
+    parts = axis_size("sequence")
+    return "sequence" if parts > 1 and total % parts == 0 else None
+
+
+def axis_size(*names: str) -> int:
+    """Devices along axes of the mesh in force together; an axis that it has not counts 1."""
+    shape = jax.sharding.get_abstract_mesh().shape
+    return math.prod(shape.get(name, 1) for name in names)
 
 
 def gather(module: nnx.Module) -> nnx.Module:

@@ -22,14 +22,14 @@ import math
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.sharding import PartitionSpec as P
 
-from miras_jax.memory import Diagnostics, State, recall
+from miras_jax.memory import Diagnostics, State
 from miras_jax.memory.gate import unit
 from miras_jax.nn import partition
 from miras_jax.nn.config import ModelConfig
 from miras_jax.nn.layers import linear
-from miras_jax.nn.memory_layer import Context, LayerState, MemoryLayer, state_specs
+from miras_jax.nn.memory_layer import Context, LayerState, MemoryLayer
+from miras_jax.nn.parallel import recall_on_mesh
 
 
 @jax.tree_util.register_dataclass
@@ -156,10 +156,15 @@ class MemoryAsContext(nnx.Module):
             # Of the block alone: it goes out with y, not on to the next block.
             return _replace(state, None), (y, state.memory.diagnostics)
 
+        # Blocks follow one another: over `sequence` lie the tokens of each, not the blocks.
+        within = partition.sequence(size)
+
         def split(z):
-            return jnp.moveaxis(z[:, :whole].reshape(batch, -1, size, *z.shape[2:]), 1, 0)
+            z = jnp.moveaxis(z[:, :whole].reshape(batch, -1, size, *z.shape[2:]), 1, 0)
+            return partition.constrain(z, None, partition.BATCH, within)
 
         def join(z):
+            z = partition.constrain(z, None, partition.BATCH, within)
             return jnp.moveaxis(z, 0, 1).reshape(batch, whole, *z.shape[3:])
 
         state, said = jax.lax.scan(block, state, jax.tree.map(split, tokens))
@@ -204,12 +209,13 @@ class MemoryAsContext(nnx.Module):
         )
         q = self.query(x).reshape(*x.shape[:2], self.memory.parameters.heads, -1)
         q = unit(jax.nn.silu(q))
-        h = self._recall(start, q)
+        memory = self.memory.memory, self.memory.parameters
+        h = recall_on_mesh(*memory, start, q)
         if resets is not None:
             # A document that begins inside the segment recalls from the learned start.
             initial = self._initial(x.shape[0])
             begun = jnp.cumsum(resets, axis=1) > 0
-            h = jnp.where(begun[..., None, None], self._recall(initial, q), h)
+            h = jnp.where(begun[..., None, None], recall_on_mesh(*memory, initial, q), h)
             start = jax.tree.map(
                 lambda a, b: jnp.where(begun[:, -1].reshape(-1, *[1] * (a.ndim - 1)), a, b),
                 initial,
@@ -220,20 +226,6 @@ class MemoryAsContext(nnx.Module):
 
     def _initial(self, batch):
         return self.memory.memory.init_state(self.memory.parameters, batch=batch)
-
-    def _recall(self, state, q):
-        """`recall`, each shard of the mesh with its own rows and heads."""
-
-        def run(parameters, state, q):
-            parameters = dataclasses.replace(parameters, heads=q.shape[2])
-            return recall(self.memory.memory, parameters, state, q)
-
-        args = (self.memory.parameters, state, q)
-        if jax.sharding.get_abstract_mesh().empty:
-            return run(*args)
-        heads = P(partition.BATCH, None, "tensor")
-        specs = (P("tensor"), state_specs(state), heads)
-        return jax.shard_map(run, in_specs=specs, out_specs=heads, check_vma=False)(*args)
 
 
 def _replace(state: SegmentState, diagnostics: Diagnostics | None) -> SegmentState:

@@ -4,6 +4,7 @@ import dataclasses
 import math
 
 from miras_jax.nn import ModelConfig
+from miras_jax.nn.parallel import needs_heads
 from miras_jax.training.errors import UserError
 
 
@@ -55,13 +56,15 @@ class MeshConfig:
     """Devices that share out the rows of a batch and the weights."""
     tensor: int = 1
     """Devices that share out the heads and the width of every layer."""
+    sequence: int = 1
+    """Devices that share out the tokens of a row and hold the same weights, for long windows."""
     devices: int | None = None
     """CPU devices to emulate, for trying a mesh without accelerators; None takes what is there."""
 
     @property
     def size(self) -> int:
         """Devices in the mesh."""
-        return self.data * self.fsdp * self.tensor
+        return self.data * self.fsdp * self.sequence * self.tensor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,6 +140,7 @@ def validate(config: TrainConfig) -> None:
         "mesh.data": mesh.data,
         "mesh.fsdp": mesh.fsdp,
         "mesh.tensor": mesh.tensor,
+        "mesh.sequence": mesh.sequence,
         "mesh.devices": mesh.devices,
         "evaluation.every": config.evaluation.every,
         "evaluation.batches": config.evaluation.batches,
@@ -178,4 +182,19 @@ def validate(config: TrainConfig) -> None:
     if model.heads % mesh.tensor:
         raise UserError(
             f"model.heads {model.heads} must be a multiple of mesh.tensor {mesh.tensor}"
+        )
+    if data.window % mesh.sequence:
+        raise UserError(
+            f"data.window {data.window} must be a multiple of mesh.sequence {mesh.sequence}"
+        )
+    if model.block == "mac" and min(model.segment_size, data.window) % mesh.sequence:
+        raise UserError(
+            f"model.segment {model.segment_size} must be a multiple of mesh.sequence"
+            f" {mesh.sequence}, whose devices share out the tokens of a segment"
+        )
+    if needs_heads(model) and model.heads % (parts := mesh.tensor * mesh.sequence):
+        raise UserError(
+            f"model.heads {model.heads} must be a multiple of mesh.tensor x mesh.sequence"
+            f" = {mesh.tensor} x {mesh.sequence} = {parts}: {model.memory} shares out heads over"
+            " both, as attention and every memory without an associative form do"
         )

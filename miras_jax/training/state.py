@@ -32,7 +32,7 @@ class State:
 
 
 def make_mesh(config: MeshConfig) -> Mesh:
-    """Builds the mesh of axes data, fsdp and tensor from the first devices there are.
+    """Builds the mesh of axes data, fsdp, sequence and tensor from the first devices there are.
 
     Raises:
       UserError: if the mesh does not divide the devices, or CPU devices can no longer be emulated.
@@ -49,6 +49,7 @@ def make_mesh(config: MeshConfig) -> Mesh:
                     f" process with {jax.device_count('cpu')} CPU devices"
                 ) from None
     devices = jax.devices()
+    shape = tuple(getattr(config, axis) for axis in partition.AXES)
     if len(devices) % config.size or (jax.process_count() > 1 and config.size != len(devices)):
         backend = jax.default_backend()
         hint = (
@@ -57,11 +58,10 @@ def make_mesh(config: MeshConfig) -> Mesh:
             else "try --mesh.fsdp 1 --mesh.tensor 1, or JAX_PLATFORMS=cpu to emulate"
         )
         raise UserError(
-            f"mesh data x fsdp x tensor = {config.data} x {config.fsdp} x {config.tensor}"
+            f"mesh {' x '.join(partition.AXES)} = {' x '.join(map(str, shape))}"
             f" = {config.size} devices does not divide the {len(devices)} {backend} device(s)"
             f" here; {hint}"
         )
-    shape = (config.data, config.fsdp, config.tensor)
     return jax.make_mesh(
         shape,
         partition.AXES,

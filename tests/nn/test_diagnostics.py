@@ -102,7 +102,7 @@ def test_a_delta_rule_learns_each_pair_and_a_document_begins_anew():
 def test_a_mesh_changes_nothing(name):
     model, tokens = model_of(name), tokens_of(4, 8)
     expected = diagnose(model, tokens)
-    mesh = jax.make_mesh((2, 2, 2), partition.AXES, axis_types=(AxisType.Auto,) * 3)
+    mesh = jax.make_mesh((2, 2, 1, 2), partition.AXES, axis_types=(AxisType.Auto,) * 4)
     with jax.set_mesh(mesh):
         got = diagnose(model, tokens)
     for x, y in zip(got, expected, strict=True):

@@ -79,8 +79,9 @@ def test_refuses_data_and_model(tmp_path, data, model, message):
 
 
 def test_mesh_must_divide_the_devices():
-    assert make_mesh(MeshConfig(data=2, tensor=2)).shape == {"data": 2, "fsdp": 1, "tensor": 2}
-    with pytest.raises(UserError, match="= 3 x 1 x 1 = 3 devices does not divide the 8 cpu"):
+    shape = make_mesh(MeshConfig(data=2, tensor=2, sequence=2)).shape
+    assert dict(shape) == {"data": 2, "fsdp": 1, "sequence": 2, "tensor": 2}
+    with pytest.raises(UserError, match="= 3 x 1 x 1 x 1 = 3 devices does not divide the 8 cpu"):
         make_mesh(MeshConfig(data=3))
     with pytest.raises(UserError, match="devices 16 cannot be emulated"):
         make_mesh(MeshConfig(data=16, devices=16))
