@@ -43,13 +43,18 @@ def make_mesh(config: MeshConfig) -> Mesh:
                 "jax_num_cpu_devices", config.devices
             )  # no effect where there is an accelerator
         except RuntimeError:
-            if jax.device_count("cpu") < config.devices:
+            if jax.local_device_count("cpu") < config.devices:
                 raise UserError(
                     f"mesh.devices {config.devices} cannot be emulated: jax already runs in this"
-                    f" process with {jax.device_count('cpu')} CPU devices"
+                    f" process with {jax.local_device_count('cpu')} CPU devices"
                 ) from None
-    devices = jax.devices()
-    if len(devices) % config.size or (jax.process_count() > 1 and config.size != len(devices)):
+    devices, processes = jax.devices(), jax.process_count()
+    if processes > 1 and config.size != len(devices):
+        raise UserError(
+            f"mesh data x fsdp x tensor = {config.data} x {config.fsdp} x {config.tensor}"
+            f" = {config.size} must be all {len(devices)} devices of the {processes} processes"
+        )
+    if len(devices) % config.size:
         backend = jax.default_backend()
         hint = (
             f"--mesh.devices {config.size} emulates them"
