@@ -7,17 +7,54 @@ import pathlib
 import socket
 import subprocess
 import sys
-import time
+from collections.abc import Iterator, Sequence
 
-from miras_jax.training import TrainConfig
+import jax
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+# The toy run over two devices. A process that is told to hurts itself when it reads the batch of a
+# step, so that tests depend on no clock.
 EXPERIMENT = """
-import dataclasses, pathlib
-from miras_jax.training import MeshConfig
+import os, pathlib, signal
+
+from miras_jax.training import MeshConfig, ProcessesConfig, loop
 from tests.training.toy import toy
-config = toy(pathlib.Path({folder!r}), mesh=MeshConfig(fsdp=2))
+
+config = toy(
+    pathlib.Path({folder!r}),
+    mesh=MeshConfig(fsdp=2),
+    processes=ProcessesConfig(join_timeout=60, lost_after=60),
+)
+if "HURT" in os.environ:
+    step, name = os.environ["HURT"].split()
+    original = loop.train_iterator
+
+    class Hurt:
+        def __init__(self, *args, **options):
+            self.inner, self.end = original(*args, **options), int(step) * options["batch_size"]
+
+        def __next__(self):
+            batch = next(self.inner)
+            if self.inner.get_state()["global_next_index"] == self.end:
+                if name == "OSError":
+                    raise OSError("the disk is gone")
+                os.kill(os.getpid(), getattr(signal, name))
+            return batch
+
+        def __getattr__(self, name):
+            return getattr(self.inner, name)
+
+    loop.train_iterator = Hurt
 """
+
+
+@dataclasses.dataclass(frozen=True)
+class Ended:
+    """What a process left: its exit code, and all that it said."""
+
+    code: int
+    said: str
 
 
 def free_port() -> int:
@@ -26,85 +63,70 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-@dataclasses.dataclass
-class Ended:
-    """What a process left: its exit code, and all that it said."""
-
-    code: int
-    said: str
-
-
-class Process:
-    """One process of a job, with what it says in a file."""
-
-    def __init__(self, log: pathlib.Path, arguments: list[str], environment: dict[str, str]):
-        self.log = log
-        with log.open("w") as file:
-            self.popen = subprocess.Popen(
-                [sys.executable, "-m", "miras_jax", "train", *arguments],
-                cwd=log.parent,
-                env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
-                stdout=file,
-                stderr=subprocess.STDOUT,
-            )
-
-    def wait_for(self, words: str, seconds: float = 60) -> None:
-        """Waits until the process has said `words`."""
-        deadline = time.monotonic() + seconds
-        while words not in self.log.read_text():
-            assert self.popen.poll() is None, self.log.read_text()
-            assert time.monotonic() < deadline, self.log.read_text()
-            time.sleep(0.02)
-
-    def end(self, seconds: float = 60) -> Ended:
-        """Waits for its end."""
-        try:
-            code = self.popen.wait(timeout=seconds)
-        except subprocess.TimeoutExpired:
-            self.popen.kill()
-            raise AssertionError(f"still running: {self.log.read_text()}") from None
-        return Ended(code, self.log.read_text())
+def python(arguments: list[str], environment: dict[str, str]) -> subprocess.Popen:
+    """Starts `python ARGUMENTS` with one CPU device."""
+    cache = jax.config.jax_compilation_cache_dir
+    flags = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1")
+    return subprocess.Popen(
+        [sys.executable, *arguments],
+        env={
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "XLA_FLAGS": flags,
+            # Below this session's, as 8 emulated devices make other programs than one.
+            "JAX_COMPILATION_CACHE_DIR": f"{cache}/job",
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
+            **environment,
+        },
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
 
 
 @contextlib.contextmanager
-def job(folder: pathlib.Path, *options: str, own: dict[int, list[str]] | None = None, count=2):
-    """Starts the toy run in `folder` with `count` processes of one device each, and kills what is
-    left of them at the end.
+def started(processes: list[subprocess.Popen]) -> Iterator[list[subprocess.Popen]]:
+    """Kills what is left of the processes at the end."""
+    try:
+        yield processes
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+
+
+def ended(process: subprocess.Popen, seconds: float = 120) -> Ended:
+    """Waits for the end of a process."""
+    said, _ = process.communicate(timeout=seconds)
+    return Ended(process.returncode, said)
+
+
+def run_each(
+    arguments: Sequence[list[str]], environments: Sequence[dict[str, str]] = ()
+) -> list[Ended]:
+    """Runs `python ARGUMENTS` for each process of a job to the end; environments come on top."""
+    port, processes = free_port(), []
+    for i, own in enumerate(arguments):
+        environment = {
+            "MIRAS_COORDINATOR": f"localhost:{port}",
+            "MIRAS_PROCESS_COUNT": str(len(arguments)),
+            "MIRAS_PROCESS_INDEX": str(i),
+        }
+        processes.append(python(own, environment | (environments[i] if environments else {})))
+    with started(processes):
+        return [ended(process) for process in processes]
+
+
+def run(folder: pathlib.Path, *options: str, hurt: dict[int, str] | None = None) -> list[Ended]:
+    """Runs the toy run in `folder` with two processes of one device each, to their end.
 
     Args:
       folder: has the text and the run.
-      options: of `miras train`, for all processes.
-      own: further options by process.
-      count: the processes.
+      options: of `miras train`.
+      hurt: by process what befalls it as "STEP SIGNAL" or "STEP OSError".
     """
     experiment = folder / "experiment.py"
     experiment.write_text(EXPERIMENT.format(folder=str(folder)))
-    port = free_port()
-    started = []
-    try:
-        for i in range(count):
-            environment = {
-                "MIRAS_COORDINATOR": f"localhost:{port}",
-                "MIRAS_PROCESS_COUNT": str(count),
-                "MIRAS_PROCESS_INDEX": str(i),
-            }
-            flags = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1")
-            environment["XLA_FLAGS"] = flags
-            arguments = [str(experiment), *options, *(own or {}).get(i, [])]
-            started.append(Process(folder / f"{i}.log", arguments, environment))
-        yield started
-    finally:
-        for process in started:
-            process.popen.kill()
-            process.popen.wait()
-
-
-def run(folder: pathlib.Path, *options: str, **more) -> list[Ended]:
-    """Runs a job to its end."""
-    with job(folder, *options, **more) as processes:
-        return [process.end() for process in processes]
-
-
-def alone(config: TrainConfig, **changes) -> TrainConfig:
-    """The run of a job, as one process of these tests goes on with it."""
-    return dataclasses.replace(config, **changes)
+    arguments = ["-m", "miras_jax", "train", str(experiment), *options]
+    hurts = [{"HURT": hurt[i]} if hurt and i in hurt else {} for i in range(2)]
+    return run_each([arguments] * 2, hurts)
