@@ -58,7 +58,8 @@ def main(argv: list[str] | None = None) -> int:
         if code is None:  # none of miras_jax.training.errors
             raise
         kind = "error: " if code < 128 else ""
-        print(f"miras: {kind}{' '.join(str(error).split())}", file=sys.stderr)
+        if not getattr(error, "quiet", False):  # process 0 of a job says it
+            print(f"miras: {kind}{' '.join(str(error).split())}", file=sys.stderr)
         return code
 
 
@@ -163,6 +164,7 @@ def train(arguments: argparse.Namespace) -> int:
     import tyro
 
     from miras_jax import training
+    from miras_jax.training.processes import join
 
     said = io.StringIO()
     try:
@@ -184,7 +186,8 @@ def train(arguments: argparse.Namespace) -> int:
     sample = [*_program(), "generate", config.directory]
     if config.model.memory not in miras_jax.zoo.PUBLISHED:
         sample += ["--experiment", experiment]
-    training.train(config, command=shlex.join(again), generate_command=shlex.join(sample))
+    with join(config.processes):
+        training.train(config, command=shlex.join(again), generate_command=shlex.join(sample))
     return 0
 
 

@@ -16,7 +16,10 @@ Tokens = np.ndarray | TokenSet
 
 
 class _Windows:
-    """Random access to the windows of `tokens` [n]; a tail shorter than a window is left out."""
+    """Random access to the windows of `tokens` [n]; a tail shorter than a window is left out.
+
+    An item is its number, counted over all parts: it is read by `read`, once it is known for whom.
+    """
 
     def __init__(self, tokens: Tokens, window: int, first: int = 0):
         if window < 1:
@@ -32,16 +35,72 @@ class _Windows:
     def __len__(self) -> int:
         return (self._tokens.size - 1) // self._window
 
-    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        start = index * self._window
+    def __getitem__(self, index: int) -> np.int64:
+        return np.int64(self._first + index)
+
+    def read(self, number: int) -> dict[str, np.ndarray]:
+        """Cuts the window of this number out of the text."""
+        start = (number - self._first) * self._window
         stop = start + self._window
-        row = {
-            "tokens": self._tokens[start : stop + 1].astype(np.int32),
-            "index": np.int64(self._first + index),
-        }
+        row = {"tokens": self._tokens[start : stop + 1].astype(np.int32)}
         if isinstance(self._tokens, TokenSet):
             row["segment_ids"] = self._tokens.segment_ids(start, stop)
         return row
+
+
+class Batches(Iterator[dict[str, np.ndarray]]):
+    """An endless iterator whose place is one integer, the same on every process.
+
+    Every process follows the order of the whole batch, which costs it numbers alone, and reads the
+    windows of its own rows.
+    """
+
+    def __init__(
+        self,
+        order: grain.MapDataset,
+        parts: Sequence[_Windows],
+        batch_size: int,
+        rows: Sequence[int],
+    ):
+        self._order, self._parts = order, parts
+        self._batch_size, self._rows = batch_size, list(rows)
+        self._firsts = np.cumsum([0, *map(len, parts)])
+        self._next = 0
+        self._iterator: grain.DatasetIterator | None = None
+
+    def __iter__(self) -> "Batches":
+        return self
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        if self._iterator is None:
+            batches = self._order[self._next :].batch(self._batch_size).map(self._read)
+            # Cutting a window is a copy of a few kilobytes: more threads would only take turns.
+            options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
+            self._iterator = iter(batches.to_iter_dataset(options))
+        batch = next(self._iterator)
+        self._next += self._batch_size
+        return batch
+
+    def _read(self, index: np.ndarray) -> dict[str, np.ndarray]:
+        parts = np.searchsorted(self._firsts, index, side="right") - 1
+        rows = [self._parts[parts[row]].read(int(index[row])) for row in self._rows]
+        stacked = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+        return {**stacked, "index": index}
+
+    def get_state(self) -> dict[str, int]:
+        """Windows that have been read by all processes together."""
+        return {"global_next_index": self._next}
+
+    def set_state(self, state: dict[str, int]) -> None:
+        """Goes to a place that `get_state` gave."""
+        self.close()
+        self._next = state["global_next_index"]
+
+    def close(self) -> None:
+        """Ends the thread that reads ahead."""
+        if self._iterator is not None:
+            self._iterator.close()
+        self._iterator = None
 
 
 def train_iterator(
@@ -50,9 +109,8 @@ def train_iterator(
     window: int,
     batch_size: int,
     seed: int,
-    process_index: int = 0,
-    process_count: int = 1,
-) -> grain.DatasetIterator:
+    rows: Sequence[int] | None = None,
+) -> Batches:
     """Return an endless iterator over shuffled batches of windows.
 
     Every epoch visits every window once, in an order that depends on `seed` and the epoch alone.
@@ -65,24 +123,23 @@ def train_iterator(
       window: targets in a window.
       batch_size: windows in a batch, over all processes.
       seed: chooses the order.
-      process_index: this process; it reads the rows `process_index::process_count` of each batch.
-      process_count: number of processes; it must divide `batch_size`.
+      rows: rows of each batch that are read, where several processes share it; None reads all.
 
     Returns:
-      A Grain iterator of `{"tokens": int32 [rows, window + 1], "index": int64 [rows]}` with rows =
-      batch_size / process_count, where `index` numbers the windows, part after part; of token sets
-      also `"segment_ids": int32 [rows, window]`, not decreasing in a row, of the tokens that are
+      An iterator of `{"tokens": int32 [rows, window + 1], "index": int64 [batch_size]}`, where
+      `index` numbers the windows of the whole batch, part after part; of token sets also `"segment_ids": int32 [rows, window]`, not decreasing in a row, of the tokens that are
       read. `get_state()` is one integer in a dict, the same on every process: the windows that have
       been read by all of them together. `set_state` resumes exactly there, on any number of
       processes and with any batch size.
 
     Raises:
-      ValueError: a text shorter than one window, or processes that do not divide the batch.
+      ValueError: a text shorter than one window, or rows that the batch does not have.
     """
-    if batch_size < 1 or batch_size % process_count:
-        raise ValueError(
-            f"batch_size {batch_size} is no positive multiple of {process_count} processes"
-        )
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be 1 or more, got {batch_size}")
+    rows = range(batch_size) if rows is None else rows
+    if not rows or min(rows) < 0 or max(rows) >= batch_size:
+        raise ValueError(f"rows must name some of the {batch_size} rows of a batch, got {rows}")
     parts = [(tokens, 1.0)] if isinstance(tokens, Tokens) else [*tokens]
     sources, first = [], 0
     for part, _ in parts:
@@ -96,14 +153,7 @@ def train_iterator(
         windows = orders[0]
     else:
         windows = grain.MapDataset.mix(orders, [weight for _, weight in parts])
-    batches = grain.experimental.ElasticIterator(
-        windows,
-        batch_size,
-        grain.sharding.ShardOptions(process_index, process_count),
-        # Cutting a window is a copy of a few kilobytes: more threads would only take turns.
-        read_options=grain.ReadOptions(num_threads=1, prefetch_buffer_size=4),
-    )
-    return iter(batches)
+    return Batches(windows, sources, batch_size, rows)
 
 
 def validation_batches(

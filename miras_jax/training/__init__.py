@@ -7,6 +7,7 @@ from miras_jax.training.config import (
     LogConfig,
     MeshConfig,
     OptimizerConfig,
+    ProcessesConfig,
     TrainConfig,
 )
 from miras_jax.training.errors import DivergedError, StoppedError, UserError
@@ -20,6 +21,7 @@ __all__ = [
     "LogConfig",
     "MeshConfig",
     "OptimizerConfig",
+    "ProcessesConfig",
     "StoppedError",
     "TrainConfig",
     "UserError",

@@ -21,6 +21,7 @@ from orbax.checkpoint import v1 as ocp
 
 from miras_jax.data import DataError, Folder, Tokenizer, TrainingText, saved_vocabulary
 from miras_jax.nn import LanguageModel, ModelConfig
+from miras_jax.training import agreement
 from miras_jax.training.config import TrainConfig
 from miras_jax.training.errors import UserError
 from miras_jax.training.state import State
@@ -39,6 +40,13 @@ def describe(config: TrainConfig, corpus: TrainingText) -> dict[str, Any]:
     return json.loads(json.dumps(found))
 
 
+def settings(config: TrainConfig) -> dict[str, Any]:
+    """The configuration by path, `data.window`, without what is each process's own."""
+    found = dataclasses.asdict(config)
+    del found["processes"]
+    return _flat({"config": found})
+
+
 @contextlib.contextmanager
 def open_checkpoints(config: TrainConfig) -> Iterator[ocp.training.Checkpointer]:
     """Opens the checkpoints of the run, making their folder, and keeps other processes out.
@@ -46,17 +54,22 @@ def open_checkpoints(config: TrainConfig) -> Iterator[ocp.training.Checkpointer]
     Leaving it waits for what is being written.
 
     Raises:
-      UserError: if the folder cannot be made, or another process is training in it.
+      UserError: if the folder cannot be made, another run is training in it, or it is not the same
+        for all processes of this one.
     """
     root = pathlib.Path(config.directory).absolute() / "checkpoints"
     decide, preserve = ocp.training.save_decision_policies, ocp.training.preservation_policies
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"directory {config.directory!r} cannot be made: {error}") from error
     with contextlib.ExitStack() as stack:
-        if jax.process_index() == 0:  # for all processes of the run
-            stack.enter_context(_locked(config.directory))
+        with agreement.together():
+            try:
+                root.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise UserError(
+                    f"directory {config.directory!r} cannot be made: {error}"
+                ) from error
+            if jax.process_index() == 0:  # for all processes of the run
+                stack.enter_context(_locked(config.directory))
+        agreement.check_shared(root.parent)
         yield stack.enter_context(
             ocp.training.Checkpointer(
                 root,

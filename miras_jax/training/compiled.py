@@ -20,7 +20,7 @@ def keep_compiled(directory: pathlib.Path) -> Iterator[None]:
         yield
         return
     cache = directory.absolute() / "compiled"
-    if jax.process_index() == 0:
+    if jax.process_index() == 0:  # the one that writes entries, too
         drop_unfinished(cache, directory / "metrics.jsonl")
     _choose(str(cache))
     try:

@@ -105,6 +105,27 @@ class LogConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class ProcessesConfig:
+    """The processes that train together, one a machine or one a device; one alone needs none of
+    this, and on a cluster they find each other."""
+
+    coordinator: str | None = None
+    """HOST:PORT at which the others reach process 0; None takes MIRAS_COORDINATOR or asks the
+    cluster."""
+    count: int | None = None
+    """Processes in all; None takes MIRAS_PROCESS_COUNT or asks the cluster."""
+    index: int | None = None
+    """This process, from 0; None takes MIRAS_PROCESS_INDEX or asks the cluster."""
+    detect: bool = True
+    """Whether a cluster is asked: SLURM, Open MPI, Cloud TPU, Kubernetes; without, a process that is
+    told nothing trains alone."""
+    join_timeout: int = 300
+    """Seconds to wait for the other processes when they start."""
+    lost_after: int = 100
+    """Seconds without a sign of life of a process after which the others end."""
+
+
+@dataclasses.dataclass(frozen=True)
 class TrainConfig:
     """A training run; the same values give the same weights, also through a restart."""
 
@@ -115,6 +136,7 @@ class TrainConfig:
     evaluation: EvaluationConfig = EvaluationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     log: LogConfig = LogConfig()
+    processes: ProcessesConfig = ProcessesConfig()
     steps: int = 1000
     """Optimizer steps in all, those before a restart included."""
     accumulation: int = 1

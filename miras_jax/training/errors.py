@@ -13,10 +13,13 @@ class DivergedError(RuntimeError):
     """The loss, the gradient or the update is no longer finite; nothing of that step was saved."""
 
     exit_code = 1
+    agreed = True  # all processes of a job raise it at the same step
 
 
 class StoppedError(RuntimeError):
     """A signal asked the run to stop; the running step was finished and saved."""
+
+    agreed = True
 
     def __init__(self, message: str, signum: int):
         super().__init__(message)

@@ -25,7 +25,8 @@ from miras_jax.data import (
 from miras_jax.memory import Memory
 from miras_jax.nn import LanguageModel, generate
 from miras_jax.nn.partition import BATCH
-from miras_jax.training import checkpoint
+from miras_jax.training import agreement, checkpoint
+from miras_jax.training.batches import local_rows, put
 from miras_jax.training.compiled import keep_compiled
 from miras_jax.training.config import DataConfig, TrainConfig, validate
 from miras_jax.training.diagnostics import make_diagnosis
@@ -36,6 +37,7 @@ from miras_jax.training.signals import stop_signals
 from miras_jax.training.state import State, abstract_state, init_state, make_mesh, shardings_of
 from miras_jax.training.step import evaluation_step, train_step
 from miras_jax.training.trackers import check_trackers, open_trackers
+from miras_jax.training.watch import end_together
 
 
 def train(
@@ -64,10 +66,16 @@ def train(
       DivergedError: the loss or a norm is not finite; nothing of that step was saved.
       StoppedError: a signal ended the run; the state was saved.
     """
-    validate(config)
-    check_trackers(config.log.trackers)
-    mesh = make_mesh(config.mesh)
-    corpus = read_corpus(config)
+    agreement.same("their configuration", checkpoint.settings(config), "start all with the same")
+    with agreement.together():
+        validate(config)
+        if agreement.index() == 0:
+            check_trackers(config.log.trackers)
+    with agreement.together():
+        mesh = make_mesh(config.mesh)
+        corpus = read_corpus(config)
+    found = {"sha256": corpus.sha256, "version": corpus.version}
+    agreement.same(f"the text of {corpus.name!r}", found, "give all of them the same files")
     directory, data = pathlib.Path(config.directory), config.data
 
     optimizer, schedule = make_optimizer(config), learning_rate(config)
@@ -79,20 +87,25 @@ def train(
         signals = stack.enter_context(stop_signals())
         stack.enter_context(jax.set_mesh(mesh))
         checkpoints = stack.enter_context(checkpoint.open_checkpoints(config))
-        checkpoint.check_same_run(checkpoints, config, corpus)
+        # Entered when nothing is left that all processes must close together.
+        stack.enter_context(end_together())
+        with agreement.together():
+            checkpoint.check_same_run(checkpoints, config, corpus)
         stack.enter_context(keep_compiled(directory))
         start = checkpoints.latest.step if checkpoints.latest else 0
+        agreement.same("the run", {"its last checkpoint": start}, "wait until all see the same")
         if start >= config.steps:
-            print(f"nothing to do: {directory} has {start} of {config.steps} steps")
+            if jax.process_index() == 0:
+                print(f"nothing to do: {directory} has {start} of {config.steps} steps")
             return close(config, corpus, command, generate_command, start)
 
+        read = local_rows(rows, data.batch_size)
         batches = train_iterator(
             corpus.parts,
             window=data.window,
             batch_size=data.batch_size,
             seed=data.seed,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            rows=read,
         )
         # The iterator is moved before it is read: grain iterators that have begun do not go back.
         if start:
@@ -130,20 +143,18 @@ def train(
             )
         )
         monitor.say(opening(config, corpus, mesh, abstract, start))
+        votes = agreement.Votes(mesh)
 
         try:
             for step in range(start + 1, config.steps + 1):
                 with monitor.reading():
                     batch = next(batches)
-                arrays = {
-                    name: jax.make_array_from_process_local_data(rows, batch[name])
-                    for name in ("tokens", "segment_ids")
-                    if name in batch
-                }
+                inputs = {name: batch[name] for name in ("tokens", "segment_ids") if name in batch}
+                arrays = put(inputs, rows, data.batch_size, read)
                 state, metrics = advance(state, arrays)
                 monitor.push(step, metrics, batch["index"])
 
-                last, stopping = step == config.steps, signals.received is not None
+                last, stopping = step == config.steps, votes.cast(signals.received)
                 if last or step % config.evaluation.every == 0:
                     monitor.drain()
                     monitor.evaluation(step, evaluate(state.params))
@@ -160,7 +171,7 @@ def train(
                     checkpoints.wait()
                     raise StoppedError(
                         f"stopped and saved at step {step} of {config.steps}; to go on: {command}",
-                        signals.received,
+                        stopping,
                     )
         except DivergedError as error:
             checkpoints.wait()
@@ -229,7 +240,9 @@ def make_evaluation(
         batches = validation_batches(
             corpus.validation[name], window=window, batch_size=batch_size, limit=limit
         )
-        totals = jax.device_get([sums(params, jax.device_put(batch, rows)) for batch in batches])
+        here = local_rows(rows, batch_size)
+        pieces = ({name: x[here] for name, x in batch.items()} for batch in batches)
+        totals = jax.device_get([sums(params, put(x, rows, batch_size, here)) for x in pieces])
         nats, tokens = (math.fsum(total[key] for total in totals) for key in ("nats", "tokens"))
         return nats, tokens, corpus.text_bytes(name, int(tokens))
 

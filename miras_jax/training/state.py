@@ -43,14 +43,17 @@ def make_mesh(config: MeshConfig) -> Mesh:
                 "jax_num_cpu_devices", config.devices
             )  # no effect where there is an accelerator
         except RuntimeError:
-            if jax.device_count("cpu") < config.devices:
+            if jax.local_device_count("cpu") < config.devices:
                 raise UserError(
                     f"mesh.devices {config.devices} cannot be emulated: jax already runs in this"
-                    f" process with {jax.device_count('cpu')} CPU devices"
+                    f" process with {jax.local_device_count('cpu')} CPU devices"
                 ) from None
-    devices = jax.devices()
+    devices, processes = jax.devices(), jax.process_count()
     shape = tuple(getattr(config, axis) for axis in partition.AXES)
-    if len(devices) % config.size or (jax.process_count() > 1 and config.size != len(devices)):
+    mesh = f"mesh {' x '.join(partition.AXES)} = {' x '.join(map(str, shape))} = {config.size}"
+    if processes > 1 and config.size != len(devices):
+        raise UserError(f"{mesh} must be all {len(devices)} devices of the {processes} processes")
+    if len(devices) % config.size:
         backend = jax.default_backend()
         hint = (
             f"--mesh.devices {config.size} emulates them"
@@ -58,9 +61,7 @@ def make_mesh(config: MeshConfig) -> Mesh:
             else "try --mesh.fsdp 1 --mesh.tensor 1, or JAX_PLATFORMS=cpu to emulate"
         )
         raise UserError(
-            f"mesh {' x '.join(partition.AXES)} = {' x '.join(map(str, shape))}"
-            f" = {config.size} devices does not divide the {len(devices)} {backend} device(s)"
-            f" here; {hint}"
+            f"{mesh} devices does not divide the {len(devices)} {backend} device(s) here; {hint}"
         )
     return jax.make_mesh(
         shape,

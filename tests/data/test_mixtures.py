@@ -61,15 +61,18 @@ def test_weights_and_epochs(parts) -> None:
 def test_elastic(parts) -> None:
     """One stream and one state on 1, 2 and 4 processes, going on with another number each time."""
     whole = indices(stream(parts), 24)
+    expected = [batch["tokens"] for batch in itertools.islice(stream(parts), 24)]
     state = stream(parts).get_state()
     step = 0
     for count in (2, 4, 1, 2, 4):
-        processes = [stream(parts, process_index=i, process_count=count) for i in range(count)]
+        processes = [stream(parts, rows=range(i, BATCH, count)) for i in range(count)]
         for process in processes:
             process.set_state(state)
         for _ in range(4):
-            rows = [next(process)["index"].tolist() for process in processes]
-            assert [rows[i % count][i // count] for i in range(BATCH)] == whole[step]
+            batches = [next(process) for process in processes]
+            assert all(batch["index"].tolist() == whole[step] for batch in batches)
+            tokens = np.stack([batches[i % count]["tokens"][i // count] for i in range(BATCH)])
+            np.testing.assert_array_equal(tokens, expected[step])
             step += 1
         states = [json.loads(json.dumps(process.get_state())) for process in processes]
         assert all(other == states[0] for other in states)
