@@ -10,6 +10,7 @@ import dataclasses
 import fcntl
 import functools
 import json
+import logging
 import operator
 import pathlib
 import shutil
@@ -77,13 +78,16 @@ def open_checkpoints(config: TrainConfig) -> Iterator[ocp.training.Checkpointer]
             set_aside(root)
         if jax.process_count() > 1:  # the others list the folder after that
             multihost_utils.sync_global_devices("damaged checkpoints are set aside")
+        context = ocp.Context()
         # Called on the first process when all is written, before the folder gets its name.
-        sealing = ocp.options.AsyncOptions(
-            post_finalization_callback=lambda: [seal(half) for half in root.glob(HALF_WRITTEN)]
-        )
+        context.asynchronous.post_finalization_callback = lambda: [
+            seal(half) for half in root.glob(HALF_WRITTEN)
+        ]
+        logging.getLogger("absl").addFilter(_raised_later)
+        stack.callback(logging.getLogger("absl").removeFilter, _raised_later)
         checkpoints = ocp.training.Checkpointer(
             root,
-            context=ocp.Context(async_options=sealing),
+            context=context,
             save_decision_policy=decide.FixedIntervalPolicy(config.checkpoint.every),
             preservation_policy=preserve.LatestN(config.checkpoint.keep),
             cleanup_tmp_directories=True,  # what a killed process left half written
@@ -96,6 +100,11 @@ def open_checkpoints(config: TrainConfig) -> Iterator[ocp.training.Checkpointer]
             raise
         with _failed_saves(root):
             checkpoints.close()
+
+
+def _raised_later(record: logging.LogRecord) -> bool:
+    """Drops the tracebacks that every thread of orbax logs of an error: it is raised as well."""
+    return not (record.exc_info and "orbax" in record.pathname)
 
 
 @contextlib.contextmanager

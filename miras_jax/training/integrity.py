@@ -1,8 +1,8 @@
 """Whether a checkpoint still is what was written: sizes and checksums, kept beside the arrays.
 
 The library that writes the arrays notices a file that is missing or short, but not every changed
-byte: a flipped bit in a compressed chunk may be read as another number. So every checkpoint gets a
-manifest before it gets its name, and is held against it before it is used.
+byte: of single bits flipped in the arrays of a small model, it read a third as other weights. So
+every checkpoint gets a manifest before it gets its name, and is held against it before it is used.
 
 The checksum is CRC-32: it finds every change of up to 32 bits in a row and all but one in four
 billion of the others, at a gigabyte a second and core, on a few threads.
