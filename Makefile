@@ -15,7 +15,7 @@ READY := $(VENV)/.ready
 KEEP_PAGES := MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=68719476736 MALLOC_TOP_PAD_=268435456
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-latest prove prove-tpu prove-gpu kernels prove-figures lint \
+.PHONY: help setup train test nightly test-latest prove prove-tpu prove-gpu kernels prove-figures lint \
         bench bench-kernels kernel-errors alignment docs clean
 
 help:  ## Show this list
@@ -37,6 +37,10 @@ train: $(READY)  ## Train the quickstart model on text that is already on this m
 
 test: $(READY)  ## Run every test
 	$(BIN)/python -m pytest
+
+# The kills are at random: another order with MIRAS_KILL_SEED=..., which a failure prints.
+nightly: $(READY)  ## Run the tests that take many minutes: sixty kills
+	$(BIN)/python -m pytest -n 0 -s -m nightly
 
 test-latest:  ## Run every test on the newest Python found, in .venv-latest
 	@[ -n "$(LATEST)" ] || { echo "no Python 3.12 found: name one with make test-latest LATEST=..."; exit 1; }

@@ -184,8 +184,8 @@ def load_model(path: str | pathlib.Path) -> tuple[LanguageModel, dict[str, Any]]
     """As `checkpoint.load_model`, of an exported folder too; the metadata also has the `step`."""
     if (pathlib.Path(path) / CONFIG).is_file():
         return load(path), read_config(path)
-    found = checkpoint.find_checkpoint(pathlib.Path(path))
-    model, metadata = checkpoint.load_model(found)
+    found = checkpoint.find_sound_checkpoint(pathlib.Path(path))
+    model, metadata = checkpoint.read_model(found)
     return model, {**metadata, "step": int(found.name) if found.name.isdecimal() else None}
 
 

@@ -2,7 +2,7 @@
 
 A run's folder holds `checkpoints/<step>/`. A checkpoint is written in the background and appears
 there by one rename when it is complete, so that a process that dies while writing leaves the one
-before as the latest.
+before as the latest. A manifest of checksums tells later whether it is still what was written.
 """
 
 import contextlib
@@ -10,8 +10,10 @@ import dataclasses
 import fcntl
 import functools
 import json
+import logging
 import operator
 import pathlib
+import shutil
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -23,13 +25,25 @@ from miras_jax.data import DataError, Folder, Tokenizer, TrainingText, saved_voc
 from miras_jax.nn import LanguageModel, ModelConfig
 from miras_jax.training import agreement
 from miras_jax.training.config import TrainConfig
-from miras_jax.training.errors import UserError
+from miras_jax.training.errors import SaveError, UserError, reason
+from miras_jax.training.integrity import (
+    find_sound,
+    is_checkpoint,
+    last_good,
+    seal,
+    set_aside,
+    steps_in,
+)
 from miras_jax.training.state import State
 
 # A checkpoint that differs in one of these belongs to another run. The optimizer, the mesh and the
 # number of steps may change half way, and the same text may be found at another place.
 IDENTITY = ("model", "data", "seed", "corpus")
 HARMLESS = ("model.remat", "data.source", "data.validation", "corpus.name")
+
+HALF_WRITTEN = (
+    "*.orbax-checkpoint-tmp*"  # as orbax names a checkpoint's folder until it is complete
+)
 
 
 def describe(config: TrainConfig, corpus: TrainingText) -> dict[str, Any]:
@@ -51,11 +65,13 @@ def settings(config: TrainConfig) -> dict[str, Any]:
 def open_checkpoints(config: TrainConfig) -> Iterator[ocp.training.Checkpointer]:
     """Opens the checkpoints of the run, making their folder, and keeps other processes out.
 
-    Leaving it waits for what is being written.
+    Damaged checkpoints, newer than the newest sound one, are set aside before. Leaving it waits for
+    what is being written.
 
     Raises:
-      UserError: if the folder cannot be made, another run is training in it, or it is not the same
-        for all processes of this one.
+      UserError: if the folder cannot be made, another run is training in it, it is not the same for
+        all processes of this one, or all checkpoints are damaged.
+      SaveError: the last checkpoint could not be written.
     """
     root = pathlib.Path(config.directory).absolute() / "checkpoints"
     decide, preserve = ocp.training.save_decision_policies, ocp.training.preservation_policies
@@ -67,17 +83,52 @@ def open_checkpoints(config: TrainConfig) -> Iterator[ocp.training.Checkpointer]
                 raise UserError(
                     f"directory {config.directory!r} cannot be made: {error}"
                 ) from error
-            if jax.process_index() == 0:  # for all processes of the run
+            if jax.process_index() == 0:  # for all processes of the run; the others list it after
                 stack.enter_context(_locked(config.directory))
+                set_aside(root)
         agreement.check_shared(root.parent)
-        yield stack.enter_context(
-            ocp.training.Checkpointer(
-                root,
-                save_decision_policy=decide.FixedIntervalPolicy(config.checkpoint.every),
-                preservation_policy=preserve.LatestN(config.checkpoint.keep),
-                cleanup_tmp_directories=True,  # what a killed process left half written
-            )
+        context = ocp.Context()
+        # Called on the first process when all is written, before the folder gets its name.
+        context.asynchronous.post_finalization_callback = lambda: [
+            seal(half) for half in root.glob(HALF_WRITTEN)
+        ]
+        logging.getLogger("absl").addFilter(_raised_later)
+        stack.callback(logging.getLogger("absl").removeFilter, _raised_later)
+        checkpoints = ocp.training.Checkpointer(
+            root,
+            context=context,
+            save_decision_policy=decide.FixedIntervalPolicy(config.checkpoint.every),
+            preservation_policy=preserve.LatestN(config.checkpoint.keep),
+            cleanup_tmp_directories=True,  # what a killed process left half written
         )
+        try:
+            yield checkpoints
+        except BaseException:
+            with contextlib.suppress(Exception):  # why the run ends is said already
+                checkpoints.close()
+            raise
+        with _failed_saves(root):
+            checkpoints.close()
+
+
+def _raised_later(record: logging.LogRecord) -> bool:
+    """Drops the tracebacks that every thread of orbax logs of an error: it is raised as well."""
+    return not (record.exc_info and "orbax" in record.pathname)
+
+
+@contextlib.contextmanager
+def _failed_saves(root: pathlib.Path) -> Iterator[None]:
+    """Says what could not be written in `root` and why, and removes what is half written."""
+    try:
+        yield
+    except Exception as error:  # of whatever kind the library has: a full disk is a ValueError
+        if jax.process_index() == 0:
+            for half in root.glob(HALF_WRITTEN):
+                shutil.rmtree(half, ignore_errors=True)
+        raise SaveError(
+            f"no checkpoint can be written in {root}: {reason(error)};"
+            f" last good checkpoint: {last_good(root.parent)}"
+        ) from error
 
 
 @contextlib.contextmanager
@@ -126,17 +177,36 @@ def save(
 
     The place of the iterator `data` is one small dict, the same on every process: it goes into the
     metadata, where any number of processes can read it.
+
+    Raises:
+      SaveError: this one cannot be begun, or the one before could not be written.
     """
     metadata = {**metadata, "position": data.get_state()}
-    checkpoints.save_checkpointables_async(
-        step, {"state": state}, force=True, custom_metadata=metadata
-    )
+    with _failed_saves(checkpoints.directory):
+        checkpoints.save_checkpointables_async(
+            step, {"state": state}, force=True, custom_metadata=metadata
+        )
+
+
+def wait(checkpoints: ocp.training.Checkpointer) -> None:
+    """Waits until what `save` began is written.
+
+    Raises:
+      SaveError: it could not be written.
+    """
+    with _failed_saves(checkpoints.directory):
+        checkpoints.wait()
 
 
 def restore(checkpoints: ocp.training.Checkpointer, abstract: State, data: Any) -> State:
     """Returns the latest state, laid out as `abstract` says, and moves `data` to its place."""
-    data.set_state(ocp.metadata(checkpoints.latest.path).custom_metadata["position"])
+    data.set_state(saved_metadata(checkpoints)["position"])
     return checkpoints.load_checkpointables(checkpoints.latest, {"state": abstract})["state"]
+
+
+def saved_metadata(checkpoints: ocp.training.Checkpointer) -> dict[str, Any]:
+    """What was written beside the latest checkpoint, see `save`; empty where there is none."""
+    return ocp.metadata(checkpoints.latest.path).custom_metadata if checkpoints.latest else {}
 
 
 def model_shapes(described: Mapping[str, Any], where: pathlib.Path) -> LanguageModel:
@@ -160,15 +230,20 @@ def load_model(path: str | pathlib.Path) -> tuple[LanguageModel, dict[str, Any]]
     """Reads a model alone, without the optimizer, onto the first device.
 
     Args:
-      path: the folder of a run (its latest checkpoint is taken) or of one checkpoint.
+      path: the folder of a run (its latest checkpoint is taken; of damaged ones the one before, and
+        stderr says so) or of one checkpoint.
 
     Returns:
       The model and the metadata that `describe` made.
 
     Raises:
-      UserError: if there is no checkpoint, or it is not one of this library.
+      UserError: if there is no checkpoint, it is damaged, or not one of this library.
     """
-    checkpoint = find_checkpoint(pathlib.Path(path))
+    return read_model(find_sound_checkpoint(pathlib.Path(path)))
+
+
+def read_model(checkpoint: pathlib.Path) -> tuple[LanguageModel, dict[str, Any]]:
+    """As `load_model`, of the folder of one checkpoint that is known to be sound."""
     metadata = ocp.metadata(checkpoint).custom_metadata or {}
     shapes = model_shapes(metadata.get("config", {}), checkpoint)
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
@@ -208,20 +283,29 @@ def find_checkpoint(path: pathlib.Path) -> pathlib.Path:
     Raises:
       UserError: if there is none.
     """
+    return next(filter(is_checkpoint, _candidates(path)))
+
+
+def find_sound_checkpoint(path: pathlib.Path) -> pathlib.Path:
+    """As `find_checkpoint`, but held against its manifest; of a run, the newest that is sound.
+
+    Raises:
+      UserError: if there is none.
+    """
+    return find_sound(path, _candidates(path))
+
+
+def _candidates(path: pathlib.Path) -> list[pathlib.Path]:
+    """The checkpoints at `path`, from the newest on, of which one at least looks like one."""
     path = path.absolute()
     if not path.is_dir():
         raise UserError(f"no checkpoint at {path}: there is no such folder")
-    if _is_checkpoint(path):
-        return path
+    if is_checkpoint(path):
+        return [path]
     for root in (path / "checkpoints", path):
-        steps = [step for step in root.glob("*") if step.name.isdecimal() and _is_checkpoint(step)]
-        if steps:
-            return max(steps, key=lambda step: int(step.name))
+        if any(map(is_checkpoint, steps := steps_in(root))):
+            return steps
     raise UserError(f"no checkpoint in {path}: it is neither a run nor a checkpoint")
-
-
-def _is_checkpoint(path: pathlib.Path) -> bool:
-    return (path / "_CHECKPOINT_METADATA").is_file()
 
 
 def _flat(metadata: dict[str, Any]) -> dict[str, Any]:

@@ -2,10 +2,13 @@
 
 import contextlib
 import pathlib
+import time
 from collections.abc import Iterator
 
 import jax
 from jax.experimental.compilation_cache import compilation_cache
+
+from miras_jax.training.errors import SaveError
 
 OPTION = "jax_compilation_cache_dir"
 
@@ -22,9 +25,13 @@ def keep_compiled(directory: pathlib.Path) -> Iterator[None]:
     cache = directory.absolute() / "compiled"
     if jax.process_index() == 0:  # the one that writes entries, too
         drop_unfinished(cache, directory / "metrics.jsonl")
+    began = time.time_ns()
     _choose(str(cache))
     try:
         yield
+    except SaveError:  # what did not fit on a full disk is cut as well
+        _drop(cache, began)
+        raise
     finally:
         _choose(None)
 
@@ -36,8 +43,12 @@ def drop_unfinished(cache: pathlib.Path, metrics: pathlib.Path) -> None:
     for ever. An entry is known to be whole if the process lived to write metrics after it.
     """
     whole = metrics.stat().st_mtime_ns if metrics.exists() else 0
+    _drop(cache, whole)
+
+
+def _drop(cache: pathlib.Path, since: int) -> None:
     for entry in cache.glob("*-cache"):
-        if entry.stat().st_mtime_ns >= whole:
+        if entry.stat().st_mtime_ns >= since:
             entry.unlink()
             entry.with_name(f"{entry.name.removesuffix('-cache')}-atime").unlink(missing_ok=True)
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from typing import Literal
 
 from miras_jax.nn import ModelConfig
 from miras_jax.nn.parallel import needs_heads
@@ -24,6 +25,9 @@ class DataConfig:
     """Rows in one step, over all devices and microbatches."""
     seed: int = 0
     """Seed of the order in which the windows are read."""
+    timeout: float | None = 600.0
+    """Seconds that the next batch may take; after them the run saves and ends. 0 or None waits for
+    ever."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,6 +106,10 @@ class LogConfig:
     """Tokens, the first of a batch's first row, over which they are taken."""
     trackers: tuple[str, ...] = ()
     """Services that get every record too: tensorboard, wandb; each needs its extra installed."""
+    profile_at: int = 0
+    """First step of those that the profiler records in DIRECTORY/profile; 0 records none."""
+    profile_steps: int = 5
+    """How many steps it records."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,6 +149,11 @@ class TrainConfig:
     """Optimizer steps in all, those before a restart included."""
     accumulation: int = 1
     """Microbatches that one step is cut into; more of them need less memory."""
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    """What a loss, gradient or update that is not finite does: `stop` ends the run; `skip` leaves
+    the weights and the optimizer as they were and goes on with the next batch."""
+    max_skipped: int = 10
+    """Batches in a row that may be skipped; one more ends the run."""
     seed: int = 0
     """Seed of the initial weights and of the generated sample."""
     directory: str = "runs/default"
@@ -170,6 +183,8 @@ def validate(config: TrainConfig) -> None:
         "checkpoint.keep": config.checkpoint.keep,
         "log.every": config.log.every,
         "log.diagnostics_tokens": config.log.diagnostics_tokens,
+        "log.profile_steps": config.log.profile_steps,
+        "max_skipped": config.max_skipped,
     }
     for name, count in counts.items():
         if count is not None and count < 1:
@@ -193,9 +208,13 @@ def validate(config: TrainConfig) -> None:
     for name, count in (
         ("evaluation.sample_tokens", config.evaluation.sample_tokens),
         ("log.diagnostics_every", config.log.diagnostics_every),
+        ("log.profile_at", config.log.profile_at),
+        ("data.timeout", data.timeout or 0),
     ):
-        if count < 0:
+        if not count >= 0:
             raise UserError(f"{name} must not be negative, got {count}")
+    if config.on_nonfinite not in ("stop", "skip"):
+        raise UserError(f"on_nonfinite must be stop or skip, got {config.on_nonfinite!r}")
     if data.batch_size % (parts := mesh.data * mesh.fsdp * config.accumulation):
         raise UserError(
             f"data.batch_size {data.batch_size} must be a multiple of mesh.data x mesh.fsdp"

@@ -16,6 +16,18 @@ class DivergedError(RuntimeError):
     agreed = True  # all processes of a job raise it at the same step
 
 
+class SaveError(RuntimeError):
+    """Something of the run could not be written: a full disk, a quota, a folder gone."""
+
+    exit_code = 3
+
+
+class InputError(RuntimeError):
+    """The data did not come, or could not be read, while training; its cause is chained."""
+
+    exit_code = 4
+
+
 class StoppedError(RuntimeError):
     """A signal asked the run to stop; the running step was finished and saved."""
 
@@ -24,3 +36,18 @@ class StoppedError(RuntimeError):
     def __init__(self, message: str, signum: int):
         super().__init__(message)
         self.exit_code = 128 + signal.Signals(signum)
+
+
+# How the libraries that write say that there is no room, whatever stands round it.
+NO_ROOM = ("No space left on device", "Disk quota exceeded", "File too large")
+
+
+def reason(error: BaseException) -> str:
+    """Says in a few words why something could not be written."""
+    said = " ".join(str(error).split())
+    for words in NO_ROOM:
+        if words in said:
+            return words
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return f"{type(error).__name__}: {said[:200]}"

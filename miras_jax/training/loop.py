@@ -30,9 +30,12 @@ from miras_jax.training.batches import local_rows, put
 from miras_jax.training.compiled import keep_compiled
 from miras_jax.training.config import DataConfig, TrainConfig, validate
 from miras_jax.training.diagnostics import make_diagnosis
-from miras_jax.training.errors import DivergedError, StoppedError, UserError
+from miras_jax.training.errors import DivergedError, InputError, StoppedError, UserError
+from miras_jax.training.ledger import Ledger
 from miras_jax.training.metrics import Monitor, Record, read_records
 from miras_jax.training.optimizer import learning_rate, make_optimizer
+from miras_jax.training.profiling import ProfileWindow
+from miras_jax.training.reading import Reader
 from miras_jax.training.signals import stop_signals
 from miras_jax.training.state import State, abstract_state, init_state, make_mesh, shardings_of
 from miras_jax.training.step import evaluation_step, train_step
@@ -65,6 +68,8 @@ def train(
       UserError: the request cannot be carried out; nothing was changed.
       DivergedError: the loss or a norm is not finite; nothing of that step was saved.
       StoppedError: a signal ended the run; the state was saved.
+      InputError: the next batch did not come, or could not be read; the state was saved.
+      SaveError: a checkpoint or a record could not be written.
     """
     agreement.same("their configuration", checkpoint.settings(config), "start all with the same")
     with agreement.together():
@@ -112,6 +117,8 @@ def train(
             state = checkpoint.restore(checkpoints, abstract, batches)
         else:
             state = init_state(config, abstract)
+        reader = stack.enter_context(Reader(batches, data.timeout, data.source))
+        ledger = Ledger.restored(checkpoint.saved_metadata(checkpoints).get("ledger", {}))
         advance = jax.jit(
             functools.partial(
                 train_step,
@@ -119,6 +126,7 @@ def train(
                 schedule=schedule,
                 accumulation=config.accumulation,
                 shardings=shardings.params,
+                skip_nonfinite=config.on_nonfinite == "skip",
             ),
             donate_argnums=0,
             out_shardings=(shardings, None),
@@ -140,19 +148,35 @@ def train(
                 flops_per_token=training_flops,
                 devices=mesh.size,
                 trackers=open_trackers(config, start) if jax.process_index() == 0 else (),
+                ledger=ledger,
+                max_skipped=config.max_skipped if config.on_nonfinite == "skip" else 0,
+            )
+        )
+        profile = stack.enter_context(
+            ProfileWindow(
+                directory / "profile", config.log.profile_at, config.log.profile_steps, monitor.say
             )
         )
         monitor.say(opening(config, corpus, mesh, abstract, start))
         votes = agreement.Votes(mesh)
 
+        def save(step: int) -> None:
+            monitor.drain()
+            kept = {**metadata, "ledger": ledger.saved()}
+            checkpoint.save(checkpoints, state, reader, kept, step)
+            monitor.pause()
+
         try:
             for step in range(start + 1, config.steps + 1):
                 with monitor.reading():
-                    batch = next(batches)
+                    batch = reader.read(step)
                 inputs = {name: batch[name] for name in ("tokens", "segment_ids") if name in batch}
                 arrays = put(inputs, rows, data.batch_size, read)
+                profile.before(step, state)
                 state, metrics = advance(state, arrays)
                 monitor.push(step, metrics, batch["index"])
+                if profile.after(step, state):
+                    monitor.pause()
 
                 last, stopping = step == config.steps, votes.cast(signals.received)
                 if last or step % config.evaluation.every == 0:
@@ -164,19 +188,27 @@ def train(
                     monitor.diagnosis(step, diagnose(state.params, **arrays))
                     monitor.pause()
                 if last or stopping or checkpoints.should_save(step):
-                    monitor.drain()
-                    checkpoint.save(checkpoints, state, batches, metadata, step)
-                    monitor.pause()
+                    save(step)
                 if stopping and not last:
-                    checkpoints.wait()
+                    checkpoint.wait(checkpoints)
                     raise StoppedError(
                         f"stopped and saved at step {step} of {config.steps}; to go on: {command}",
                         stopping,
                     )
+            checkpoint.wait(checkpoints)
         except DivergedError as error:
-            checkpoints.wait()
+            checkpoint.wait(checkpoints)
             good = checkpoints.latest.path if checkpoints.latest else "none yet"
             raise DivergedError(f"{error}; last good checkpoint: {good}") from None
+        except InputError as error:
+            # The state is that of the step before; of several processes none can save alone.
+            before, saved = step - 1, checkpoints.latest.step if checkpoints.latest else 0
+            if saved < before and jax.process_count() == 1:
+                save(saved := before)
+            checkpoint.wait(checkpoints)
+            raise InputError(
+                f"{error}; saved at step {saved} of {config.steps}; to go on: {command}"
+            ) from error.__cause__
 
     return close(config, corpus, command, generate_command, config.steps, state.params)
 

@@ -7,7 +7,6 @@ import os
 import pathlib
 import sys
 import time
-import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -16,7 +15,9 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from miras_jax.training.errors import DivergedError
+from miras_jax.training.errors import DivergedError, SaveError, reason
+from miras_jax.training.integrity import last_good
+from miras_jax.training.ledger import Ledger
 from miras_jax.training.trackers import Tracker
 
 Record = dict[str, int | float | str | list[float | None]]
@@ -55,24 +56,43 @@ class MetricsFile:
 
     def __init__(self, path: pathlib.Path, step: int):
         kept = [record for record in read_records(path) if record["step"] <= step]
+        self._path = path
         path.parent.mkdir(parents=True, exist_ok=True)
         fresh = path.with_suffix(".tmp")
-        fresh.write_text("".join(json.dumps(record) + "\n" for record in kept))
-        os.replace(
-            fresh, path
-        )  # a crash here leaves the old file or the new one, never half of one
-        self._file = path.open("a")
+        with self._failing():
+            fresh.write_text("".join(json.dumps(record) + "\n" for record in kept))
+            os.replace(
+                fresh, path
+            )  # a crash here leaves the old file or the new one, never half of one
+            self._file = path.open("a")
         training = [record for record in kept if "train/loss" in record]
         self.last: Record = training[-1] if training else {}
 
     def write(self, record: Record) -> None:
-        """Appends a record; NaN and infinities are refused with ValueError."""
-        self._file.write(json.dumps(record, allow_nan=False) + "\n")
-        self._file.flush()
+        """Appends a record; NaN and infinities are refused with ValueError.
+
+        Raises:
+          SaveError: it cannot be written. Half of it may be, which the next opening drops.
+        """
+        line = json.dumps(record, allow_nan=False) + "\n"
+        with self._failing():
+            self._file.write(line)
+            self._file.flush()
 
     def close(self) -> None:
         """Closes the file."""
-        self._file.close()
+        with contextlib.suppress(OSError):  # what could not be written has been said
+            self._file.close()
+
+    @contextlib.contextmanager
+    def _failing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise SaveError(
+                f"{self._path} cannot be written: {reason(error)};"
+                f" last good checkpoint: {last_good(self._path.parent)}"
+            ) from error
 
 
 class QuietConsole(Console):
@@ -98,6 +118,9 @@ class Monitor:
       flops_per_token: FLOPs per token of a step, forward and backward.
       devices: devices that share the work, for the utilization.
       trackers: get every record too; `step` and whatever else the file has. They are closed here.
+      ledger: what was read before `start`; goes on here, up to the last step that was looked at.
+      max_skipped: how many steps in a row may have figures that are not finite: their update was
+        left out. With 0 the first one ends the run.
     """
 
     def __init__(
@@ -111,8 +134,11 @@ class Monitor:
         flops_per_token: float,
         devices: int = 1,
         trackers: Iterable[Tracker] = (),
+        ledger: Ledger | None = None,
+        max_skipped: int = 0,
     ):
         self._file = MetricsFile(path, start) if jax.process_index() == 0 else None
+        self._ledger, self._max_skipped = ledger or Ledger(), max_skipped
         self._steps, self._every, self._tokens, self._flops = steps, every, tokens, flops_per_token
         self._pending: tuple[int, Mapping[str, jax.Array], np.ndarray] | None = None
         # None until the first step of this process is over: it compiles.
@@ -166,7 +192,7 @@ class Monitor:
     def push(self, step: int, metrics: Mapping[str, jax.Array], index: np.ndarray) -> None:
         """Hands in the metrics of the step just dispatched, and looks at the step before.
 
-        `index` int64 [rows] numbers the windows of the batch.
+        `index` int64 [rows] numbers the windows of the batch, of all processes.
         """
         previous, self._pending = self._pending, (step, metrics, index)
         if previous is not None:
@@ -211,21 +237,27 @@ class Monitor:
         wanted = {n: x for n, x in metrics.items() if due or not in_group(n)}
         values = {name: float(value) for name, value in jax.device_get(wanted).items()}
         bad = [name for name, value in values.items() if not math.isfinite(value)]
-        if bad:
+        if self._ledger.count(skipped=bool(bad)) > self._max_skipped:
             figures = ", ".join(f"{n} {x:.6g}" for n, x in values.items() if not in_group(n))
-            windows = ", ".join(map(str, index[:64])) + (
-                f", ... {len(index)} in all" if len(index) > 64 else ""
+            before = f", after {self._max_skipped} batches skipped in a row" * bool(
+                self._max_skipped
             )
             raise DivergedError(
-                f"step {step}: {bad[0]} is not finite ({figures}); windows of the batch: {windows}"
+                f"step {step}: {bad[0]} is not finite ({figures}){before};"
+                f" windows of the batch: {_listed(index)}"
             )
+        data = {"data/tokens": step * self._tokens, **self._ledger.enter(index)}
+        if self._max_skipped:
+            data["train/skipped"] = self._ledger.skipped
         now, self._counted = time.perf_counter(), self._counted + 1
         if self._looked is not None:
             self._times.append(now - self._looked)
         self._looked = now
         if self._since is None:
             self.pause()
-        if due:
+        if bad:
+            self._skipped(step, f"{bad[0]} is {values[bad[0]]}", index, data)
+        elif due:
             if self._counted and now > self._since:
                 rate = self._counted * self._tokens / (now - self._since)
                 values |= {
@@ -235,11 +267,20 @@ class Monitor:
                 if self._peak:
                     values["throughput/mfu"] = rate * self._flops / self._peak
             values |= self._timing(now) | memory_in_use()
-            checksum = zlib.crc32(np.ascontiguousarray(index, np.int64).tobytes())
-            data = {"data/tokens": step * self._tokens, "data/index_crc32": f"{checksum:08x}"}
             self._write({"step": step, **values, **data})
             self.pause()
         self._progress.update(self._task, completed=step)
+
+    def _skipped(self, step: int, why: str, windows: np.ndarray, data: Record) -> None:
+        """Writes and says which batch was left out, and why."""
+        if self._file is not None:
+            named = {"skipped/reason": why, "skipped/windows": windows.tolist()}
+            self._file.write({"step": step, **named, **data})
+        row = self._ledger.skipped_in_a_row
+        self.say(
+            f"step {step}: {why}: batch skipped, {row} in a row of {self._max_skipped} at most;"
+            f" its windows: {_listed(windows)}"
+        )
 
     def _timing(self, now: float) -> Record:
         """The times of the steps since the last record, which it forgets."""
@@ -268,6 +309,12 @@ class Monitor:
         else:
             step = f"step {record['step']:>{len(str(self._steps))}}/{self._steps}"
             self.say(f"{step}  {_figures(record, SHOWN)}")
+
+
+def _listed(windows: np.ndarray) -> str:
+    """The first 64 windows of a batch, and how many there are."""
+    more = f", ... {len(windows)} in all" if len(windows) > 64 else ""
+    return ", ".join(map(str, windows[:64])) + more
 
 
 def in_group(name: str) -> bool:

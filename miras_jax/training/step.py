@@ -9,6 +9,7 @@ import optax
 
 from miras_jax.nn import LanguageModel
 from miras_jax.nn.partition import BATCH, constrain
+from miras_jax.training.nonfinite import keep_finite
 from miras_jax.training.state import State
 
 Batch = dict[str, jax.Array]
@@ -78,6 +79,7 @@ def train_step(
     schedule: optax.Schedule,
     accumulation: int = 1,
     shardings: Any = None,
+    skip_nonfinite: bool = False,
 ) -> tuple[State, dict[str, jax.Array]]:
     """Makes one update from one batch.
 
@@ -92,6 +94,7 @@ def train_step(
       accumulation: number of microbatches.
       shardings: of `state.params`, to keep summed gradients where their parameters live; None
         without a mesh.
+      skip_nonfinite: return the state before where the loss or a whole norm is not finite.
 
     Returns:
       The state after and float32 scalars: `train/loss` (nats per token), `train/grad_norm` (before
@@ -120,9 +123,8 @@ def train_step(
     }
     for name, tree in (("train/grad_norm", grads), ("train/update_norm", updates)):
         metrics |= {f"{name}/{group}": norm for group, norm in group_norms(tree).items()}
-    return State(
-        step=state.step + 1, params=optax.apply_updates(state.params, updates), opt=opt
-    ), metrics
+    after = State(step=state.step + 1, params=optax.apply_updates(state.params, updates), opt=opt)
+    return keep_finite(state, after, metrics) if skip_nonfinite else after, metrics
 
 
 def evaluation_step(params: LanguageModel, batch: Batch) -> dict[str, jax.Array]:

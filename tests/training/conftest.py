@@ -3,6 +3,8 @@
 import jax
 import pytest
 
+from tests.training.forks import Forks
+
 
 @pytest.fixture(scope="session", autouse=True)
 def compiled(tmp_path_factory):
@@ -13,3 +15,11 @@ def compiled(tmp_path_factory):
     yield
     for name, value in before.items():
         jax.config.update(name, value)
+
+
+@pytest.fixture(scope="session")
+def forks(tmp_path_factory):
+    """Runs `miras` in processes that may be killed."""
+    forks = Forks(tmp_path_factory.mktemp("forks"))
+    yield forks
+    forks.close()
