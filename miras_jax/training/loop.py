@@ -106,6 +106,7 @@ def train(
                 schedule=schedule,
                 accumulation=config.accumulation,
                 shardings=shardings.params,
+                trainable=config.trainable,
             ),
             donate_argnums=0,
             out_shardings=(shardings, None),
