@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 import grain
 import numpy as np
 
+from miras_jax.data import completions
 from miras_jax.data.shards import TokenSet
 
 Tokens = np.ndarray | TokenSet
@@ -18,7 +19,7 @@ Tokens = np.ndarray | TokenSet
 class _Windows:
     """Random access to the windows of `tokens` [n]; a tail shorter than a window is left out."""
 
-    def __init__(self, tokens: Tokens, window: int, first: int = 0):
+    def __init__(self, tokens: Tokens, window: int, first: int = 0, masked: bool = False):
         if window < 1:
             raise ValueError(f"window must be 1 or more, got {window}")
         if tokens.size < window + 1:
@@ -28,6 +29,7 @@ class _Windows:
         self._tokens = tokens
         self._window = window
         self._first = first
+        self._masked = masked
 
     def __len__(self) -> int:
         return (self._tokens.size - 1) // self._window
@@ -41,7 +43,21 @@ class _Windows:
         }
         if isinstance(self._tokens, TokenSet):
             row["segment_ids"] = self._tokens.segment_ids(start, stop)
+        if self._masked:
+            row["mask"] = np.ones(self._window, np.float32)
         return row
+
+
+def is_completions(tokens: Tokens) -> bool:
+    """Whether they are prompts with completions, whose rows `completions` makes."""
+    return isinstance(tokens, TokenSet) and tokens.completions
+
+
+def count_rows(tokens: Tokens, window: int) -> int:
+    """Rows of `window` targets that `tokens` give in an epoch."""
+    if is_completions(tokens):
+        return len(completions.ExampleRows(tokens, window))
+    return max(tokens.size - 1, 0) // window
 
 
 def train_iterator(
@@ -72,7 +88,8 @@ def train_iterator(
       A Grain iterator of `{"tokens": int32 [rows, window + 1], "index": int64 [rows]}` with rows =
       batch_size / process_count, where `index` numbers the windows, part after part; of token sets
       also `"segment_ids": int32 [rows, window]`, not decreasing in a row, of the tokens that are
-      read. `get_state()` is one integer in a dict, the same on every process: the windows that have
+      read; and where a set is of prompts with completions, `"mask": float32 [rows, window]`, the
+      weights of the targets. `get_state()` is one integer in a dict, the same on every process: the windows that have
       been read by all of them together. `set_state` resumes exactly there, on any number of
       processes and with any batch size.
 
@@ -85,8 +102,12 @@ def train_iterator(
         )
     parts = [(tokens, 1.0)] if isinstance(tokens, Tokens) else [*tokens]
     sources, first = [], 0
+    masked = any(is_completions(part) for part, _ in parts)
     for part, _ in parts:
-        sources.append(_Windows(part, window, first))
+        if is_completions(part):
+            sources.append(completions.ExampleRows(part, window, first))
+        else:
+            sources.append(_Windows(part, window, first, masked))
         first += len(sources[-1])
     orders = [
         grain.MapDataset.source(source).seed((seed + number) % 2**32).shuffle().repeat()
@@ -121,7 +142,7 @@ def validation_batches(
       `{"tokens": int32 [batch_size, window + 1], "mask": float32 [batch_size, window]}`. The mask
       is 1 for the targets `tokens[:, 1:]` that are text and 0 for the zeros which fill up the last
       batch, so all batches have one shape. Of a token set also `"segment_ids"`, int32 [batch_size,
-      window].
+      window]. Of prompts with completions the mask is 1 for the targets that are learned.
 
     Raises:
       ValueError: fewer than two tokens, or a window, batch size or limit below 1.
@@ -130,6 +151,8 @@ def validation_batches(
         raise ValueError(f"must be 1 or more: {window=}, {batch_size=}, {limit=}")
     if tokens.size < 2:
         raise ValueError(f"the validation text has {tokens.size} tokens, it needs 2 or more")
+    if is_completions(tokens):
+        return completions.batches(completions.ExampleRows(tokens, window), batch_size, limit)
     stride = window * batch_size
     starts = range(0, tokens.size - 1, stride)[:limit]
     return (_batch(tokens, start, window, batch_size) for start in starts)

@@ -14,6 +14,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from miras_jax.data import (
     DataError,
     TrainingText,
+    count_rows,
+    is_completions,
     keep_vocabulary,
     load_text,
     order0_entropy,
@@ -138,7 +140,7 @@ def train(
                     batch = next(batches)
                 arrays = {
                     name: jax.make_array_from_process_local_data(rows, batch[name])
-                    for name in ("tokens", "segment_ids")
+                    for name in ("tokens", "segment_ids", "mask")
                     if name in batch
                 }
                 state, metrics = advance(state, arrays)
@@ -151,7 +153,8 @@ def train(
                     monitor.pause()
                 if diagnose and step % config.log.diagnostics_every == 0:
                     monitor.drain()
-                    monitor.diagnosis(step, diagnose(state.params, **arrays))
+                    read = arrays["tokens"], arrays.get("segment_ids")
+                    monitor.diagnosis(step, diagnose(state.params, *read))
                     monitor.pause()
                 if last or stopping or checkpoints.should_save(step):
                     monitor.drain()
@@ -187,7 +190,12 @@ def read_corpus(config: TrainConfig) -> TrainingText:
     for name, tokens in corpus.validation.items():
         texts.append((f"held-out {name}".rstrip(), data.validation or data.source, tokens))
     for name, source, tokens in texts:
-        if tokens.size <= data.window:
+        if not count_rows(tokens, data.window):
+            if is_completions(tokens):
+                raise UserError(
+                    f"no prompt of the {name} text of {source!r} is shorter than data.window"
+                    f" {data.window}: there is nothing to learn; ask for a longer window"
+                )
             raise UserError(
                 f"the {name} text of {source!r} has {tokens.size} tokens:"
                 f" too few for data.window {data.window} and the token after it"
@@ -222,7 +230,8 @@ def make_evaluation(
     read = limit and limit * batch_size * window + 1
     floors = {}
     if corpus.vocabulary["kind"] == "bytes":
-        floors = {name: entropies(text[:read]) for name, text in corpus.validation.items()}
+        texts = {n: text for n, text in corpus.validation.items() if not is_completions(text)}
+        floors = {name: entropies(text[:read]) for name, text in texts.items()}
     rows = NamedSharding(mesh, PartitionSpec(BATCH))
     sums = jax.jit(evaluation_step)
 
@@ -232,7 +241,7 @@ def make_evaluation(
         )
         totals = jax.device_get([sums(params, jax.device_put(batch, rows)) for batch in batches])
         nats, tokens = (math.fsum(total[key] for total in totals) for key in ("nats", "tokens"))
-        return nats, tokens, corpus.text_bytes(name, int(tokens))
+        return nats, tokens, corpus.text_bytes(name, int(tokens), window)
 
     def evaluate(params: LanguageModel) -> dict[str, float]:
         figures: dict[str, float] = {}
