@@ -27,7 +27,7 @@ from miras_jax.data import (
 from miras_jax.memory import Memory
 from miras_jax.nn import LanguageModel, generate
 from miras_jax.nn.partition import BATCH
-from miras_jax.training import checkpoint
+from miras_jax.training import before_after, checkpoint
 from miras_jax.training.compiled import keep_compiled
 from miras_jax.training.config import DataConfig, TrainConfig, validate
 from miras_jax.training.diagnostics import make_diagnosis
@@ -35,9 +35,11 @@ from miras_jax.training.errors import DivergedError, StoppedError, UserError
 from miras_jax.training.metrics import Monitor, Record, read_records
 from miras_jax.training.optimizer import learning_rate, make_optimizer
 from miras_jax.training.signals import stop_signals
+from miras_jax.training.start import begin
 from miras_jax.training.state import State, abstract_state, init_state, make_mesh, shardings_of
 from miras_jax.training.step import evaluation_step, train_step
 from miras_jax.training.trackers import check_trackers, open_trackers
+from miras_jax.training.trainable import check_patterns
 
 
 def train(
@@ -74,6 +76,7 @@ def train(
 
     optimizer, schedule = make_optimizer(config), learning_rate(config)
     abstract = abstract_state(config, mesh)
+    check_patterns(abstract.params, config.trainable)
     shardings = shardings_of(abstract)
     rows = NamedSharding(mesh, PartitionSpec(BATCH))
 
@@ -97,8 +100,11 @@ def train(
             process_count=jax.process_count(),
         )
         # The iterator is moved before it is read: grain iterators that have begun do not go back.
+        begun_with = ""
         if start:
             state = checkpoint.restore(checkpoints, abstract, batches)
+        elif config.start.checkpoint is not None:
+            state, begun_with = begin(config, abstract, corpus)
         else:
             state = init_state(config, abstract)
         advance = jax.jit(
@@ -116,6 +122,11 @@ def train(
         # The backward pass takes twice the products of the forward pass.
         training_flops = 3 * config.model.flops_per_token(data.window)
         evaluate = make_evaluation(config, corpus, mesh)
+        if config.start.checkpoint is not None:
+            old = before_after.old_text(config)
+            if not isinstance(old, str):
+                evaluate_old = make_evaluation(config, old, mesh)
+                evaluate = before_after.with_old_text(evaluate, evaluate_old)
         diagnose = make_diagnosis(config, mesh) if diagnoses(config) else None
         metadata = checkpoint.describe(config, corpus)
         if jax.process_index() == 0:
@@ -133,6 +144,9 @@ def train(
             )
         )
         monitor.say(opening(config, corpus, mesh, abstract, start))
+        if begun_with:
+            monitor.say(begun_with)
+            monitor.evaluation(0, evaluate(state.params))
 
         try:
             for step in range(start + 1, config.steps + 1):
@@ -319,6 +333,8 @@ def close(
             f"held-out text after step {final['step']}: {final['eval/bits_per_byte']:.3f}"
             f" bits per byte{floors}"
         )
+    for line in before_after.lines(config, corpus, records):
+        print(line)
     print(f"checkpoint: {checkpoint.find_checkpoint(directory)}")
     print(f"train on:   {command} --steps {2 * step}")
     print(f'generate:   {generate_command} --prompt "The "', flush=True)

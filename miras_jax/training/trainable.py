@@ -8,14 +8,22 @@ from flax import nnx
 
 from miras_jax.nn import LanguageModel, ModelConfig
 from miras_jax.nn.lora import A, B, LoraConfig, add_lora
-from miras_jax.nn.names import name_of
+from miras_jax.nn.names import name_of, tensors
 from miras_jax.training.config import TrainableConfig
+from miras_jax.training.errors import UserError
 
 
 def make_model(config: ModelConfig, lora: LoraConfig, key: jax.Array) -> LanguageModel:
-    """A new model; without LoRA its values are those that `key` has always given."""
+    """A new model; LoRA changes none of the other values.
+
+    Raises:
+      UserError: a target of LoRA matches nothing.
+    """
     model = LanguageModel(config, rngs=nnx.Rngs(key))
-    return add_lora(model, lora, jax.random.fold_in(key, 0x107A))
+    try:
+        return add_lora(model, lora, jax.random.fold_in(key, 0x107A))
+    except ValueError as error:
+        raise UserError(f"trainable.{error}") from error
 
 
 def is_trained(name: str, trainable: TrainableConfig) -> bool:
@@ -25,6 +33,17 @@ def is_trained(name: str, trainable: TrainableConfig) -> bool:
     if trainable.lora.rank:
         return name.endswith((A, B))
     return not trainable.patterns
+
+
+def check_patterns(params: LanguageModel, trainable: TrainableConfig) -> None:
+    """Refuses a pattern that matches no parameter."""
+    names = [*tensors(params)]
+    for pattern in trainable.patterns:
+        if not any(re.search(pattern, name) for name in names):
+            raise UserError(
+                f"trainable.patterns {pattern!r} matches no parameter; names are such as"
+                f" {', '.join(names[:: max(len(names) // 4, 1)])}"
+            )
 
 
 def split(tree: Any, trainable: TrainableConfig) -> tuple[Any, Any]:
