@@ -21,26 +21,18 @@ from miras_jax.data.errors import need
 from miras_jax.data.vocabulary import Vocabulary, load_vocabulary
 from miras_jax.decode_program import Decode, lower
 from miras_jax.nn import LanguageModel
+from miras_jax.nn.names import from_tensors, tensors
 from miras_jax.training import checkpoint
 from miras_jax.training.errors import UserError
-
-FORMAT = "miras_jax"
-FORMAT_VERSION = 1
-"""Raised when a reader of the version before would misread a folder."""
-DTYPES = ("float32", "bfloat16")
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
-
-
-def tensors(model: LanguageModel) -> dict[str, jax.Array]:
-    """The parameters by name, in the order of the model's tree.
-
-    A name is the path of attributes, as in `blocks.memory.query.kernel`; a block's parameters are
-    stacked over the layers, `[depth, ...]`, of a hybrid over the pairs, `[depth / 2, ...]`.
-    """
-    leaves = jax.tree_util.tree_leaves_with_path(model)
-    paths = (jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in leaves)
-    # A path ends in the variable's own field.
-    return {p.removesuffix(".value"): x for p, (_, x) in zip(paths, leaves, strict=True)}
+from miras_jax.training.exported import (
+    CONFIG,
+    DTYPES,
+    FORMAT,
+    FORMAT_VERSION,
+    WEIGHTS,
+    read_config,
+    read_tensors,
+)
 
 
 def save(
@@ -127,42 +119,6 @@ def load(folder: str | pathlib.Path) -> LanguageModel:
     _check(folder / WEIGHTS, expected, found)
     values = [jnp.asarray(found[name], x.dtype) for name, x in expected.items()]
     return jax.tree.unflatten(jax.tree.structure(shapes), values)
-
-
-def read_config(folder: str | pathlib.Path) -> dict[str, Any]:
-    """What `config.json` says.
-
-    Raises:
-      UserError: there is none, or it is not of this format.
-    """
-    path = pathlib.Path(folder) / CONFIG
-    try:
-        config = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise UserError(f"no exported model in {folder}: it has no {CONFIG}") from None
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON: {error}") from None
-    if not isinstance(config, dict) or config.get("format") != FORMAT:
-        raise UserError(f"{path} is not of an exported model: it does not say format {FORMAT!r}")
-    if (version := config.get("format_version")) != FORMAT_VERSION:
-        raise UserError(f"{path} is of format {version}, this version reads {FORMAT_VERSION}")
-    return config
-
-
-def read_tensors(folder: str | pathlib.Path) -> dict[str, np.ndarray]:
-    """The weights as they lie in the file, by name.
-
-    Raises:
-      UserError: the file is missing or damaged.
-      DataError: safetensors is not installed.
-    """
-    library, path = need("safetensors.numpy", "export"), pathlib.Path(folder) / WEIGHTS
-    try:
-        return library.load_file(path)
-    except FileNotFoundError:
-        raise UserError(f"{folder} has lost its {WEIGHTS}") from None
-    except need("safetensors", "export").SafetensorError as error:
-        raise UserError(f"{path} is damaged: {error}") from None
 
 
 def _check(path: pathlib.Path, expected: dict[str, Any], found: dict[str, np.ndarray]) -> None:

@@ -28,6 +28,12 @@ def add_command(commands, **style) -> None:
     add("--separator", metavar="TOKEN", help="token between documents, if the file marks none")
     add("--field", default="text", help="name of the text in objects, records and columns")
     add(
+        "--prompt-completion",
+        nargs=2,
+        metavar=("PROMPT", "COMPLETION"),
+        help="names of a prompt and a completion in JSON lines, to train on completions alone",
+    )
+    add(
         "--format",
         choices=("auto", "text", "jsonl", "parquet", "array_record"),
         default="auto",
@@ -56,7 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
             arguments.out,
             tokenizer=arguments.tokenizer,
             separator=arguments.separator,
-            field=arguments.field,
+            field=tuple(arguments.prompt_completion or ()) or arguments.field,
             format_=arguments.format,
             records=arguments.records,
             shard_bytes=arguments.shard_bytes,

@@ -1,8 +1,9 @@
 """Text in, batches of tokens out: corpora, tokenizers, token sets, entropies, Grain pipelines."""
 
+from miras_jax.data.completions import ExampleRows
 from miras_jax.data.entropy import order0_entropy, order1_entropy
 from miras_jax.data.errors import DataError
-from miras_jax.data.pipeline import train_iterator, validation_batches
+from miras_jax.data.pipeline import count_rows, is_completions, train_iterator, validation_batches
 from miras_jax.data.shards import TokenSet
 from miras_jax.data.sources import Corpus, load_corpus
 from miras_jax.data.storage import Folder
@@ -16,10 +17,13 @@ __all__ = [
     "Corpus",
     "DataError",
     "Folder",
+    "ExampleRows",
     "TokenSet",
     "Tokenizer",
     "TrainingText",
     "Vocabulary",
+    "count_rows",
+    "is_completions",
     "keep_vocabulary",
     "load_corpus",
     "load_text",

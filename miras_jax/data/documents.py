@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from miras_jax.data import tables
 from miras_jax.data.compression import damage, decompressed, split_name
-from miras_jax.data.records import Corrupt, Piece, Reason, from_json
+from miras_jax.data.records import Corrupt, Pair, Piece, Reason, from_json
 from miras_jax.data.sources import TEXT_SUFFIXES
 from miras_jax.data.storage import open_file
 
@@ -31,12 +31,15 @@ def is_known(path: str) -> bool:
     return os.path.splitext(name)[1] in TEXT_SUFFIXES or format_of(path) != "text"
 
 
-def documents(piece: Piece, field: str, records: str) -> Iterator[str | Corrupt]:
+def documents(
+    piece: Piece, field: str | tuple[str, str], records: str
+) -> Iterator[str | Pair | Corrupt]:
     """Yields the documents of a piece, in order, and what is corrupt in it.
 
     Args:
       piece: what to read.
-      field: the name of the text in a JSON object, a column or a tf.train.Example.
+      field: the name of the text in a JSON object, a column or a tf.train.Example; of JSON lines
+        also those of a prompt and a completion.
       records: what a record of ArrayRecord holds, one of `RECORDS`.
 
     Raises:
@@ -60,7 +63,7 @@ def _text(piece: Piece) -> Iterator[str | Corrupt]:
         yield Corrupt(piece.path, "file", None, damage(error))
 
 
-def _json_lines(piece: Piece, field: str) -> Iterator[str | Corrupt]:
+def _json_lines(piece: Piece, field: str | tuple[str, str]) -> Iterator[str | Pair | Corrupt]:
     """A document a line. A line belongs to the piece that its first byte is in."""
     with decompressed(piece.path) as file:
         number, before = 0, 0  # lines read here; lines before the piece, counted when asked for

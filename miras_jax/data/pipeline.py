@@ -10,18 +10,16 @@ from collections.abc import Iterator, Sequence
 import grain
 import numpy as np
 
+from miras_jax.data import completions
 from miras_jax.data.shards import TokenSet
 
 Tokens = np.ndarray | TokenSet
 
 
 class _Windows:
-    """Random access to the windows of `tokens` [n]; a tail shorter than a window is left out.
+    """Random access to the windows of `tokens` [n]; a tail shorter than a window is left out."""
 
-    An item is its number, counted over all parts: it is read by `read`, once it is known for whom.
-    """
-
-    def __init__(self, tokens: Tokens, window: int, first: int = 0):
+    def __init__(self, tokens: Tokens, window: int, masked: bool = False):
         if window < 1:
             raise ValueError(f"window must be 1 or more, got {window}")
         if tokens.size < window + 1:
@@ -30,21 +28,19 @@ class _Windows:
             )
         self._tokens = tokens
         self._window = window
-        self._first = first
+        self._masked = masked
 
     def __len__(self) -> int:
         return (self._tokens.size - 1) // self._window
 
-    def __getitem__(self, index: int) -> np.int64:
-        return np.int64(self._first + index)
-
-    def read(self, number: int) -> dict[str, np.ndarray]:
-        """Cuts the window of this number out of the text."""
-        start = (number - self._first) * self._window
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        start = index * self._window
         stop = start + self._window
         row = {"tokens": self._tokens[start : stop + 1].astype(np.int32)}
         if isinstance(self._tokens, TokenSet):
             row["segment_ids"] = self._tokens.segment_ids(start, stop)
+        if self._masked:
+            row["mask"] = np.ones(self._window, np.float32)
         return row
 
 
@@ -58,7 +54,7 @@ class Batches(Iterator[dict[str, np.ndarray]]):
     def __init__(
         self,
         order: grain.MapDataset,
-        parts: Sequence[_Windows],
+        parts: Sequence[Sequence[dict[str, np.ndarray]]],
         batch_size: int,
         rows: Sequence[int],
     ):
@@ -83,7 +79,8 @@ class Batches(Iterator[dict[str, np.ndarray]]):
 
     def _read(self, index: np.ndarray) -> dict[str, np.ndarray]:
         parts = np.searchsorted(self._firsts, index, side="right") - 1
-        rows = [self._parts[parts[row]].read(int(index[row])) for row in self._rows]
+        places = index - self._firsts[parts]
+        rows = [self._parts[parts[row]][int(places[row])] for row in self._rows]
         stacked = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
         return {**stacked, "index": index}
 
@@ -101,6 +98,18 @@ class Batches(Iterator[dict[str, np.ndarray]]):
         if self._iterator is not None:
             self._iterator.close()
         self._iterator = None
+
+
+def is_completions(tokens: Tokens) -> bool:
+    """Whether they are prompts with completions, whose rows `completions` makes."""
+    return isinstance(tokens, TokenSet) and tokens.completions
+
+
+def count_rows(tokens: Tokens, window: int) -> int:
+    """Rows of `window` targets that `tokens` give in an epoch."""
+    if is_completions(tokens):
+        return len(completions.ExampleRows(tokens, window))
+    return max(tokens.size - 1, 0) // window
 
 
 def train_iterator(
@@ -127,10 +136,12 @@ def train_iterator(
 
     Returns:
       An iterator of `{"tokens": int32 [rows, window + 1], "index": int64 [batch_size]}`, where
-      `index` numbers the windows of the whole batch, part after part; of token sets also `"segment_ids": int32 [rows, window]`, not decreasing in a row, of the tokens that are
-      read. `get_state()` is one integer in a dict, the same on every process: the windows that have
-      been read by all of them together. `set_state` resumes exactly there, on any number of
-      processes and with any batch size.
+      `index` numbers the windows of the whole batch, part after part; of token sets also
+      `"segment_ids": int32 [rows, window]`, not decreasing in a row, of the tokens that are read;
+      and where a set is of prompts with completions, `"mask": float32 [rows, window]`, the weights
+      of the targets. `get_state()` is one integer in a dict, the same on every process: the windows
+      that have been read by all of them together. `set_state` resumes exactly there, on any number
+      of processes and with any batch size.
 
     Raises:
       ValueError: a text shorter than one window, or rows that the batch does not have.
@@ -141,14 +152,16 @@ def train_iterator(
     if not rows or min(rows) < 0 or max(rows) >= batch_size:
         raise ValueError(f"rows must name some of the {batch_size} rows of a batch, got {rows}")
     parts = [(tokens, 1.0)] if isinstance(tokens, Tokens) else [*tokens]
-    sources, first = [], 0
-    for part, _ in parts:
-        sources.append(_Windows(part, window, first))
+    masked = any(is_completions(part) for part, _ in parts)
+    sources, orders, first = [], [], 0
+    for number, (part, _) in enumerate(parts):
+        if is_completions(part):
+            sources.append(completions.ExampleRows(part, window))
+        else:
+            sources.append(_Windows(part, window, masked))
+        numbers = grain.MapDataset.range(first, first + len(sources[-1]))
+        orders.append(numbers.seed((seed + number) % 2**32).shuffle().repeat())
         first += len(sources[-1])
-    orders = [
-        grain.MapDataset.source(source).seed((seed + number) % 2**32).shuffle().repeat()
-        for number, source in enumerate(sources)
-    ]
     if len(orders) == 1:
         windows = orders[0]
     else:
@@ -171,7 +184,7 @@ def validation_batches(
       `{"tokens": int32 [batch_size, window + 1], "mask": float32 [batch_size, window]}`. The mask
       is 1 for the targets `tokens[:, 1:]` that are text and 0 for the zeros which fill up the last
       batch, so all batches have one shape. Of a token set also `"segment_ids"`, int32 [batch_size,
-      window].
+      window]. Of prompts with completions the mask is 1 for the targets that are learned.
 
     Raises:
       ValueError: fewer than two tokens, or a window, batch size or limit below 1.
@@ -180,6 +193,8 @@ def validation_batches(
         raise ValueError(f"must be 1 or more: {window=}, {batch_size=}, {limit=}")
     if tokens.size < 2:
         raise ValueError(f"the validation text has {tokens.size} tokens, it needs 2 or more")
+    if is_completions(tokens):
+        return completions.batches(completions.ExampleRows(tokens, window), batch_size, limit)
     stride = window * batch_size
     starts = range(0, tokens.size - 1, stride)[:limit]
     return (_batch(tokens, start, window, batch_size) for start in starts)

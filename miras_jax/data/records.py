@@ -34,12 +34,19 @@ class Corrupt(NamedTuple):
         return f"{self.path}, {where}: {' '.join(self.reason.split())}"
 
 
+class Pair(NamedTuple):
+    """A prompt and what is to be learned after it."""
+
+    prompt: str
+    completion: str
+
+
 class Reason(str):
     """Why a record holds no document."""
 
 
-def from_json(content: bytes, field: str) -> str | Reason:
-    """The text in a JSON object."""
+def from_json(content: bytes, field: str | tuple[str, str]) -> str | Pair | Reason:
+    """The text in a JSON object, or a prompt and a completion where two fields are named."""
     try:
         value = json.loads(content.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
@@ -48,7 +55,10 @@ def from_json(content: bytes, field: str) -> str | Reason:
         return Reason(f"no JSON: {error}")
     if not isinstance(value, dict):
         return Reason(f"a JSON {type(value).__name__}, not an object")
-    return text_in(value.get(field), field)
+    if isinstance(field, str):
+        return text_in(value.get(field), field)
+    pair = Pair(*(text_in(value.get(name), name) for name in field))
+    return next((text for text in pair if isinstance(text, Reason)), pair)
 
 
 def text_in(value: object, field: str) -> str | Reason:

@@ -17,7 +17,7 @@ import numpy as np
 from miras_jax.data import huggingface, storage
 from miras_jax.data.documents import documents
 from miras_jax.data.errors import DataError
-from miras_jax.data.records import Corrupt, Piece
+from miras_jax.data.records import Corrupt, Pair, Piece
 from miras_jax.data.vocabulary import Vocabulary, encode_all, load_vocabulary
 
 # Characters that are encoded at once: enough for a library's loop, little to hold.
@@ -33,14 +33,14 @@ class Job:
     Attributes:
       out: the folder.
       tokenizer, separator: see `load_vocabulary`.
-      field, records: see `documents`.
+      field, records: see `documents`; two fields are those of a prompt and a completion.
       strict: whether something corrupt ends it all.
     """
 
     out: str
     tokenizer: str
     separator: str | None
-    field: str
+    field: str | tuple[str, str]
     records: str
     strict: bool
 
@@ -65,21 +65,26 @@ def write_shard(job: Job, number: int, pieces: list[Piece]) -> dict[str, Any]:
     tokenizer = _vocabulary(job.tokenizer, job.separator).tokenizer
     dtype = dtype_of(tokenizer.vocab_size)
     record: dict[str, Any] = {"name": name, "empty": 0, "corrupt": 0, "problems": []}
-    ends, sizes = array.array("q", [0]), array.array("q", [0])  # after each document
+    # After each document: tokens, bytes of text; with prompts, those of the prompts too.
+    rows = [array.array("q", [0]) for _ in range(2 if isinstance(job.field, str) else 4)]
     with folder.create(f"{name}.bin") as file:
         digested = _Digested(file)
-        for texts in _batches(_readable(job, pieces, record)):
-            for text, ids in zip(texts, encode_all(tokenizer, texts), strict=True):
+        for batch in _batches(_readable(job, pieces, record)):
+            encoded = iter(encode_all(tokenizer, [text for texts in batch for text in texts]))
+            for texts in batch:
+                parts = [np.asarray(next(encoded)).astype(dtype) for _ in texts]
+                lengths = [len(text.encode("utf-8")) for text in texts]
                 digested.write(np.array([tokenizer.separator], dtype).tobytes())
-                digested.write(np.asarray(ids).astype(dtype).tobytes())
-                ends.append(ends[-1] + 1 + len(ids))
-                sizes.append(sizes[-1] + len(text.encode("utf-8")))
+                digested.write(b"".join(ids.tobytes() for ids in parts))
+                counts = (1 + sum(map(len, parts)), sum(lengths), len(parts[0]), lengths[0])
+                for row, count in zip(rows, counts, strict=False):
+                    row.append(row[-1] + count)
         record["sha256"] = digested.sha256.hexdigest()
     with folder.create(f"{name}.npy") as file:
         digested = _Digested(file)
-        np.lib.format.write_array(digested, np.array([ends, sizes], "<i8"))
+        np.lib.format.write_array(digested, np.array(rows, "<i8"))
         record["index_sha256"] = digested.sha256.hexdigest()
-    record |= {"documents": len(ends) - 1, "tokens": ends[-1], "bytes": sizes[-1]}
+    record |= {"documents": len(rows[0]) - 1, "tokens": rows[0][-1], "bytes": rows[1][-1]}
     # Of the sources that begin in this shard, so that each is looked at once.
     record["sources"] = [_describe(piece, job.field) for piece in pieces if not piece.start]
     with folder.create(f"{name}.json") as file:
@@ -98,14 +103,16 @@ class _Digested:
         return self._file.write(data)
 
 
-def _readable(job: Job, pieces: list[Piece], record: dict[str, Any]) -> Iterator[str]:
-    """The documents that hold text; counts in `record` what is left out."""
+def _readable(job: Job, pieces: list[Piece], record: dict[str, Any]) -> Iterator[tuple[str] | Pair]:
+    """The documents that hold text, in the last of their parts; counts in `record` what is left
+    out."""
     for piece in pieces:
         for document in documents(piece, job.field, job.records):
             if not isinstance(document, Corrupt):
-                record["empty"] += not document
-                if document:
-                    yield document
+                parts = document if isinstance(document, Pair) else (document,)
+                record["empty"] += not parts[-1]
+                if parts[-1]:
+                    yield parts
                 continue
             if job.strict:
                 raise DataError(f"{document} (--strict)")
@@ -114,11 +121,11 @@ def _readable(job: Job, pieces: list[Piece], record: dict[str, Any]) -> Iterator
                 record["problems"].append([*document])
 
 
-def _batches(texts: Iterator[str]) -> Iterator[list[str]]:
+def _batches(documents: Iterator[tuple[str, ...]]) -> Iterator[list[tuple[str, ...]]]:
     batch, size = [], 0
-    for text in texts:
-        batch.append(text)
-        size += len(text)
+    for texts in documents:
+        batch.append(texts)
+        size += sum(map(len, texts))
         if size >= AT_ONCE:
             yield batch
             batch, size = [], 0
@@ -126,7 +133,7 @@ def _batches(texts: Iterator[str]) -> Iterator[list[str]]:
         yield batch
 
 
-def _describe(piece: Piece, field: str) -> dict[str, Any]:
+def _describe(piece: Piece, field: str | tuple[str, str]) -> dict[str, Any]:
     if piece.format == "hf":
         table = huggingface.load(piece.path)
         size, sha256 = table.data.nbytes, huggingface.sha256_of(piece.path, field)

@@ -3,7 +3,8 @@
 A shard is two files. `NNNNN.bin` holds ids, little-endian uint16 or uint32 as the manifest says:
 one document after another, a separator before each. `NNNNN.npy` holds int64 `[2, documents + 1]`:
 for every document the tokens (0) and the bytes of text (1) that stand before it in the shard, and
-the totals at the end.
+the totals at the end. Where documents are prompts with completions it is int64
+`[4, documents + 1]`, with the tokens (2) and the bytes (3) of the prompts alone.
 """
 
 import bisect
@@ -19,7 +20,9 @@ from miras_jax.data.storage import Folder
 from miras_jax.data.vocabulary import Vocabulary, saved_vocabulary
 
 MANIFEST = "manifest.json"
-FORMAT, VERSION = "miras_jax token set", 1
+FORMAT = "miras_jax token set"
+# A reader of version 1 would take prompts for text to be learned.
+VERSION, VERSION_WITH_PROMPTS = 1, 2
 
 
 def is_token_set(path: str) -> bool:
@@ -60,10 +63,11 @@ class TokenSet:
                 else f"{path} is no token set: it has no {MANIFEST}"
             )
         manifest = json.loads(folder.read(MANIFEST))
-        if manifest.get("format") != FORMAT or manifest.get("version") != VERSION:
+        known = (VERSION, VERSION_WITH_PROMPTS)
+        if manifest.get("format") != FORMAT or manifest.get("version") not in known:
             raise DataError(
                 f"{path} is {manifest.get('format')!r} version {manifest.get('version')},"
-                f" this library reads {FORMAT!r} version {VERSION}"
+                f" this library reads {FORMAT!r} versions {known[0]} and {known[1]}"
             )
         width = np.dtype(manifest["dtype"]).itemsize
         for shard in manifest["shards"]:
@@ -89,6 +93,24 @@ class TokenSet:
     @functools.cached_property
     def _files(self) -> "_Files":
         return _Files(self.folder, self.manifest)
+
+    @property
+    def completions(self) -> bool:
+        """Whether the documents are prompts with completions."""
+        return self.manifest["version"] == VERSION_WITH_PROMPTS
+
+    def examples(self) -> np.ndarray:
+        """int64 [4, examples], of prompts with completions: the place of each one's separator, its
+        tokens with the separator, those of its prompt, and the bytes of its completion. Only such
+        as are in here whole."""
+        found = [np.zeros((4, 0), np.int64)]
+        for shard, first in enumerate(self._firsts[:-1]):
+            offsets = self._files.offsets(shard)
+            starts = offsets[0, :-1] + first - self.start
+            lengths, text, prompts, prompt_bytes = np.diff(offsets, axis=1)
+            table = np.stack([starts, lengths, prompts, text - prompt_bytes])
+            found.append(table[:, (starts >= 0) & (starts + lengths <= self.size)])
+        return np.concatenate(found, axis=1)
 
     def part(self, start: int, stop: int) -> "TokenSet":
         """The tokens `[start, stop)` of this one."""

@@ -16,7 +16,7 @@ from miras_jax.data.plan import Source, check_format, find_sources, shards
 from miras_jax.data.records import RECORDS, Corrupt, Piece
 from miras_jax.data.shard_processes import write_shards
 from miras_jax.data.shard_writer import Job, dtype_of
-from miras_jax.data.shards import FORMAT, MANIFEST, VERSION, TokenSet
+from miras_jax.data.shards import FORMAT, MANIFEST, VERSION, VERSION_WITH_PROMPTS, TokenSet
 from miras_jax.data.storage import Folder, is_remote, sha256_of, size_and_stamp
 from miras_jax.data.vocabulary import Vocabulary, load_vocabulary
 
@@ -41,7 +41,7 @@ def tokenize(
     *,
     tokenizer: str = "bytes",
     separator: str | None = None,
-    field: str = "text",
+    field: str | tuple[str, str] = "text",
     format_: str = "auto",
     records: str = "example",
     shard_bytes: int = 64 << 20,
@@ -55,7 +55,8 @@ def tokenize(
       sources: see `find_sources`.
       out: the folder, also a URL of fsspec; only this set may be in it.
       tokenizer, separator: see `load_vocabulary`.
-      field: the name of the text in a JSON object, a column or a tf.train.Example.
+      field: the name of the text in a JSON object, a column or a tf.train.Example; or of JSON lines
+        those of a prompt and a completion: training on the set learns completions alone.
       format_: of the files, or `auto` to go by their names.
       records: what a record of ArrayRecord holds: `example` (tf.train.Example), `json` or `text`.
       shard_bytes: input of a shard, about.
@@ -78,7 +79,14 @@ def tokenize(
             raise DataError(f"{name} must be at least 1, got {value}")
     vocabulary = load_vocabulary(tokenizer, separator)
     found = find_sources(sources, format_, besides=out)
-    options = {"field": field, "records": records, "shard_bytes": shard_bytes}
+    others = [source.path for source in found if source.format != "jsonl"]
+    if not isinstance(field, str) and others:
+        raise DataError(f"{others[0]} is no JSON lines: prompts and completions are read from such")
+    options = {
+        "field": field if isinstance(field, str) else [*field],
+        "records": records,
+        "shard_bytes": shard_bytes,
+    }
     request = {
         "sources": [dataclasses.asdict(source) for source in found],
         "tokenizer": vocabulary.describe(),
@@ -189,7 +197,7 @@ def _manifest(
     counted = ("documents", "tokens", "bytes", "empty", "corrupt")
     return {
         "format": FORMAT,
-        "version": VERSION,
+        "version": VERSION if isinstance(options["field"], str) else VERSION_WITH_PROMPTS,
         "dtype": dtype_of(vocabulary.tokenizer.vocab_size).str,
         "tokenizer": vocabulary.describe(),
         "options": options,

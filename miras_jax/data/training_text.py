@@ -8,7 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from miras_jax.data.completions import ExampleRows
 from miras_jax.data.errors import DataError
+from miras_jax.data.pipeline import is_completions
 from miras_jax.data.shards import TokenSet, is_token_set
 from miras_jax.data.sources import load_corpus
 from miras_jax.data.storage import Folder, is_remote
@@ -45,9 +47,12 @@ class TrainingText:
         """Whether batches have segment ids."""
         return isinstance(self.parts[0][0], TokenSet)
 
-    def text_bytes(self, name: str, targets: int) -> float:
-        """Bytes of text that the first `targets` targets of a held-out text stand for."""
+    def text_bytes(self, name: str, targets: int, window: int) -> float:
+        """Bytes of text that the first `targets` targets of a held-out text stand for, read in rows
+        of `window`; of prompts with completions those of the completions."""
         tokens = self.validation[name]
+        if is_completions(tokens):
+            return ExampleRows(tokens, window).text_bytes(targets)
         if isinstance(tokens, TokenSet):
             return tokens.text_bytes(1, 1 + targets)
         return float(np.count_nonzero(tokens[1 : 1 + targets] != self.vocabulary["separator"]))
@@ -179,6 +184,10 @@ def _cut(found: TokenSet) -> int:
     """Where the held-out part begins: at a document, unless one fills all that may be held out."""
     latest = int(found.size * (1 - HELD_OUT))
     starts = found.document_starts(found.size // 2, latest + 1)
+    if found.completions and not starts.size:
+        raise DataError(
+            f"{found.folder} has too few examples to hold some out: give others as data.validation"
+        )
     return int(starts[-1]) if starts.size else latest
 
 

@@ -19,6 +19,11 @@ BATCH = ("data", "fsdp")
 
 # First match decides; a spec is for the trailing dimensions, so stacked layers need no rule.
 RULES: tuple[tuple[str, P], ...] = (
+    (r"gates\b.*lora_b", P()),  # [rank, H]
+    (r"(output|down)\b.*lora_a", P("tensor", None)),  # [H V, rank]
+    (r"(output|down)\b.*lora_b", P(None, "fsdp")),  # [rank, dim]
+    (r"lora_a", P("fsdp", None)),  # [dim, rank]
+    (r"lora_b", P(None, "tensor")),  # [rank, H K]
     (r"embedding", P("tensor", "fsdp")),  # [vocabulary, dim]
     (r"head\b.*kernel", P("fsdp", "tensor")),  # [dim, vocabulary]
     (r"convolution", P(None, "tensor")),  # [width, H K]

@@ -18,11 +18,12 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
-from flax import nnx
 from orbax.checkpoint import v1 as ocp
 
 from miras_jax.data import DataError, Folder, Tokenizer, TrainingText, saved_vocabulary
 from miras_jax.nn import LanguageModel, ModelConfig
+from miras_jax.nn.lora import LoraConfig
+from miras_jax.nn.names import from_tensors, tensors
 from miras_jax.training import agreement
 from miras_jax.training.config import TrainConfig
 from miras_jax.training.errors import SaveError, UserError, reason
@@ -35,10 +36,11 @@ from miras_jax.training.integrity import (
     steps_in,
 )
 from miras_jax.training.state import State
+from miras_jax.training.trainable import make_model
 
 # A checkpoint that differs in one of these belongs to another run. The optimizer, the mesh and the
 # number of steps may change half way, and the same text may be found at another place.
-IDENTITY = ("model", "data", "seed", "corpus")
+IDENTITY = ("model", "data", "seed", "corpus", "start", "trainable")
 HARMLESS = ("model.remat", "data.source", "data.validation", "corpus.name")
 
 HALF_WRITTEN = (
@@ -154,6 +156,8 @@ def check_same_run(
     if latest is None:
         return
     saved, asked = _flat(ocp.metadata(latest.path).custom_metadata), _flat(describe(config, corpus))
+    # What a run was not asked when it began has its default.
+    saved = _flat(describe(TrainConfig(), corpus)) | saved
     for name in [*asked, *sorted(saved.keys() - asked.keys())]:
         if (
             name.startswith(IDENTITY)
@@ -218,12 +222,18 @@ def model_shapes(described: Mapping[str, Any], where: pathlib.Path) -> LanguageM
     """
     try:
         config = ModelConfig(**described["model"])
+        lora = lora_of(described)
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"{where} does not describe a model that this version can build: {error}"
             " If an experiment registers it, run that file first, or name it with --experiment."
         ) from error
-    return jax.eval_shape(lambda key: LanguageModel(config, rngs=nnx.Rngs(key)), jax.random.key(0))
+    return jax.eval_shape(lambda key: make_model(config, lora, key), jax.random.key(0))
+
+
+def lora_of(described: Mapping[str, Any]) -> LoraConfig:
+    """The LoRA of a description; none if it says nothing."""
+    return LoraConfig(**described.get("trainable", {}).get("lora", {}))
 
 
 def load_model(path: str | pathlib.Path) -> tuple[LanguageModel, dict[str, Any]]:
@@ -247,20 +257,26 @@ def read_model(checkpoint: pathlib.Path) -> tuple[LanguageModel, dict[str, Any]]
     metadata = ocp.metadata(checkpoint).custom_metadata or {}
     shapes = model_shapes(metadata.get("config", {}), checkpoint)
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    leaves, structure = jax.tree_util.tree_flatten_with_path(shapes)
+    wanted = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), shapes)
+    return from_tensors(shapes, load_tensors(checkpoint, tensors(wanted))), metadata
+
+
+def load_tensors(
+    checkpoint: pathlib.Path, wanted: Mapping[str, jax.ShapeDtypeStruct]
+) -> dict[str, jax.Array]:
+    """Reads parameters by name, see `nn.names`, laid out as they are asked for."""
     # Orbax loads a part of a tree when it is asked for as nested dicts, as it lies on disk.
-    keys = [[jax.tree_util.keystr((key,), simple=True) for key in path] for path, _ in leaves]
+    paths = {name: (*name.split("."), "value") for name in wanted}
     abstract: dict[str, Any] = {}
-    for (*outer, last), (_, x) in zip(keys, leaves, strict=True):
+    for name, (*outer, last) in paths.items():
         inner = functools.reduce(lambda node, key: node.setdefault(key, {}), outer, abstract)
-        inner[last] = jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device)
+        inner[last] = wanted[name]
     context = ocp.Context()
     context.pytree.loading.partial_load = True
     with context:
         loaded = ocp.load_checkpointables(checkpoint, {"state": {"params": abstract}})
     params = loaded["state"]["params"]
-    values = [functools.reduce(operator.getitem, path, params) for path in keys]
-    return jax.tree.unflatten(structure, values), metadata
+    return {name: functools.reduce(operator.getitem, path, params) for name, path in paths.items()}
 
 
 def load_tokenizer(path: str | pathlib.Path, metadata: dict[str, Any]) -> Tokenizer:

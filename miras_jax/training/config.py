@@ -2,9 +2,11 @@
 
 import dataclasses
 import math
+import re
 from typing import Literal
 
 from miras_jax.nn import ModelConfig
+from miras_jax.nn.lora import LoraConfig
 from miras_jax.nn.parallel import needs_heads
 from miras_jax.training.errors import UserError
 
@@ -134,6 +136,32 @@ class ProcessesConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class StartConfig:
+    """What the run begins from."""
+
+    checkpoint: str | None = None
+    """Run, checkpoint or exported folder whose weights the run begins with; None begins with new
+    ones. Looked at once: after that the run's own checkpoints count."""
+    optimizer: Literal["fresh", "kept"] = "fresh"
+    """Whether the optimizer's moments begin at zero or are those of the checkpoint, which must have
+    been trained with the same trainable parameters. The schedule begins anew in any case."""
+    partial: bool = False
+    """Takes what fits of a checkpoint of another model; else the first difference is refused."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainableConfig:
+    """Which parameters are trained; the others keep their values and cost neither gradient nor
+    moments."""
+
+    patterns: tuple[str, ...] = ()
+    """Patterns (regular expressions) of what is trained, searched for in names such as
+    blocks.memory.gates.step.expand.kernel; empty trains everything, or with LoRA its matrices
+    alone."""
+    lora: LoraConfig = LoraConfig()
+
+
+@dataclasses.dataclass(frozen=True)
 class TrainConfig:
     """A training run; the same values give the same weights, also through a restart."""
 
@@ -145,6 +173,8 @@ class TrainConfig:
     checkpoint: CheckpointConfig = CheckpointConfig()
     log: LogConfig = LogConfig()
     processes: ProcessesConfig = ProcessesConfig()
+    start: StartConfig = StartConfig()
+    trainable: TrainableConfig = TrainableConfig()
     steps: int = 1000
     """Optimizer steps in all, those before a restart included."""
     accumulation: int = 1
@@ -215,6 +245,13 @@ def validate(config: TrainConfig) -> None:
             raise UserError(f"{name} must not be negative, got {count}")
     if config.on_nonfinite not in ("stop", "skip"):
         raise UserError(f"on_nonfinite must be stop or skip, got {config.on_nonfinite!r}")
+    for pattern in config.trainable.patterns:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise UserError(f"trainable.patterns {pattern!r} is no pattern: {error}") from None
+    if config.start.checkpoint is None and config.start != StartConfig():
+        raise UserError("start.optimizer and start.partial need a start.checkpoint")
     if data.batch_size % (parts := mesh.data * mesh.fsdp * config.accumulation):
         raise UserError(
             f"data.batch_size {data.batch_size} must be a multiple of mesh.data x mesh.fsdp"

@@ -14,6 +14,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from miras_jax.data import (
     DataError,
     TrainingText,
+    count_rows,
+    is_completions,
     keep_vocabulary,
     load_text,
     order0_entropy,
@@ -25,7 +27,7 @@ from miras_jax.data import (
 from miras_jax.memory import Memory
 from miras_jax.nn import LanguageModel, generate
 from miras_jax.nn.partition import BATCH
-from miras_jax.training import agreement, checkpoint
+from miras_jax.training import agreement, before_after, checkpoint
 from miras_jax.training.batches import local_rows, put
 from miras_jax.training.compiled import keep_compiled
 from miras_jax.training.config import DataConfig, TrainConfig, validate
@@ -37,9 +39,11 @@ from miras_jax.training.optimizer import learning_rate, make_optimizer
 from miras_jax.training.profiling import ProfileWindow
 from miras_jax.training.reading import Reader
 from miras_jax.training.signals import stop_signals
+from miras_jax.training.start import begin
 from miras_jax.training.state import State, abstract_state, init_state, make_mesh, shardings_of
 from miras_jax.training.step import evaluation_step, train_step
 from miras_jax.training.trackers import check_trackers, open_trackers
+from miras_jax.training.trainable import check_patterns
 from miras_jax.training.watch import end_together
 
 
@@ -85,6 +89,7 @@ def train(
 
     optimizer, schedule = make_optimizer(config), learning_rate(config)
     abstract = abstract_state(config, mesh)
+    check_patterns(abstract.params, config.trainable)
     shardings = shardings_of(abstract)
     rows = NamedSharding(mesh, PartitionSpec(BATCH))
 
@@ -104,17 +109,20 @@ def train(
                 print(f"nothing to do: {directory} has {start} of {config.steps} steps")
             return close(config, corpus, command, generate_command, start)
 
-        read = local_rows(rows, data.batch_size)
+        mine = local_rows(rows, data.batch_size)
         batches = train_iterator(
             corpus.parts,
             window=data.window,
             batch_size=data.batch_size,
             seed=data.seed,
-            rows=read,
+            rows=mine,
         )
         # The iterator is moved before it is read: grain iterators that have begun do not go back.
+        begun_with = ""
         if start:
             state = checkpoint.restore(checkpoints, abstract, batches)
+        elif config.start.checkpoint is not None:
+            state, begun_with = begin(config, abstract, corpus)
         else:
             state = init_state(config, abstract)
         reader = stack.enter_context(Reader(batches, data.timeout, data.source))
@@ -127,6 +135,7 @@ def train(
                 accumulation=config.accumulation,
                 shardings=shardings.params,
                 skip_nonfinite=config.on_nonfinite == "skip",
+                trainable=config.trainable,
             ),
             donate_argnums=0,
             out_shardings=(shardings, None),
@@ -134,6 +143,11 @@ def train(
         # The backward pass takes twice the products of the forward pass.
         training_flops = 3 * config.model.flops_per_token(data.window)
         evaluate = make_evaluation(config, corpus, mesh)
+        if config.start.checkpoint is not None:
+            old = before_after.old_text(config)
+            if not isinstance(old, str):
+                evaluate_old = make_evaluation(config, old, mesh)
+                evaluate = before_after.with_old_text(evaluate, evaluate_old)
         diagnose = make_diagnosis(config, mesh) if diagnoses(config) else None
         metadata = checkpoint.describe(config, corpus)
         if jax.process_index() == 0:
@@ -159,6 +173,9 @@ def train(
         )
         monitor.say(opening(config, corpus, mesh, abstract, start))
         votes = agreement.Votes(mesh)
+        if begun_with:
+            monitor.say(begun_with)
+            monitor.evaluation(0, evaluate(state.params))
 
         def save(step: int) -> None:
             monitor.drain()
@@ -170,8 +187,8 @@ def train(
             for step in range(start + 1, config.steps + 1):
                 with monitor.reading():
                     batch = reader.read(step)
-                inputs = {name: batch[name] for name in ("tokens", "segment_ids") if name in batch}
-                arrays = put(inputs, rows, data.batch_size, read)
+                inputs = {name: x for name, x in batch.items() if name != "index"}
+                arrays = put(inputs, rows, data.batch_size, mine)
                 profile.before(step, state)
                 state, metrics = advance(state, arrays)
                 monitor.push(step, metrics, batch["index"])
@@ -185,7 +202,8 @@ def train(
                     monitor.pause()
                 if diagnose and step % config.log.diagnostics_every == 0:
                     monitor.drain()
-                    monitor.diagnosis(step, diagnose(state.params, **arrays))
+                    texts = arrays["tokens"], arrays.get("segment_ids")
+                    monitor.diagnosis(step, diagnose(state.params, *texts))
                     monitor.pause()
                 if last or stopping or checkpoints.should_save(step):
                     save(step)
@@ -229,7 +247,12 @@ def read_corpus(config: TrainConfig) -> TrainingText:
     for name, tokens in corpus.validation.items():
         texts.append((f"held-out {name}".rstrip(), data.validation or data.source, tokens))
     for name, source, tokens in texts:
-        if tokens.size <= data.window:
+        if not count_rows(tokens, data.window):
+            if is_completions(tokens):
+                raise UserError(
+                    f"no prompt of the {name} text of {source!r} is shorter than data.window"
+                    f" {data.window}: there is nothing to learn; ask for a longer window"
+                )
             raise UserError(
                 f"the {name} text of {source!r} has {tokens.size} tokens:"
                 f" too few for data.window {data.window} and the token after it"
@@ -264,7 +287,8 @@ def make_evaluation(
     read = limit and limit * batch_size * window + 1
     floors = {}
     if corpus.vocabulary["kind"] == "bytes":
-        floors = {name: entropies(text[:read]) for name, text in corpus.validation.items()}
+        texts = {n: text for n, text in corpus.validation.items() if not is_completions(text)}
+        floors = {name: entropies(text[:read]) for name, text in texts.items()}
     rows = NamedSharding(mesh, PartitionSpec(BATCH))
     sums = jax.jit(evaluation_step)
 
@@ -276,7 +300,7 @@ def make_evaluation(
         pieces = ({name: x[here] for name, x in batch.items()} for batch in batches)
         totals = jax.device_get([sums(params, put(x, rows, batch_size, here)) for x in pieces])
         nats, tokens = (math.fsum(total[key] for total in totals) for key in ("nats", "tokens"))
-        return nats, tokens, corpus.text_bytes(name, int(tokens))
+        return nats, tokens, corpus.text_bytes(name, int(tokens), window)
 
     def evaluate(params: LanguageModel) -> dict[str, float]:
         figures: dict[str, float] = {}
@@ -354,6 +378,8 @@ def close(
             f"held-out text after step {final['step']}: {final['eval/bits_per_byte']:.3f}"
             f" bits per byte{floors}"
         )
+    for line in before_after.lines(config, corpus, records):
+        print(line)
     print(f"checkpoint: {checkpoint.find_checkpoint(directory)}")
     print(f"train on:   {command} --steps {2 * step}")
     print(f'generate:   {generate_command} --prompt "The "', flush=True)

@@ -47,15 +47,15 @@ def read_records(path: pathlib.Path) -> list[Record]:
 class MetricsFile:
     """Appends one JSON object per line and flushes it; every one has `step`.
 
-    Records after `step` are dropped on opening: the run continues from there and will write them
-    again. All fields but `throughput/*` then equal those of a run that was never interrupted.
+    Records after `step` are dropped on opening, and all at step 0: the run continues from there and
+    will write them again. All fields but `throughput/*` then equal those of a run that was never interrupted.
 
     Attributes:
       last: the last record of training that was kept; empty if there is none.
     """
 
     def __init__(self, path: pathlib.Path, step: int):
-        kept = [record for record in read_records(path) if record["step"] <= step]
+        kept = [record for record in read_records(path) if step and record["step"] <= step]
         self._path = path
         path.parent.mkdir(parents=True, exist_ok=True)
         fresh = path.with_suffix(".tmp")

@@ -6,13 +6,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from flax import nnx
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from miras_jax.nn import LanguageModel, partition
 from miras_jax.training.config import MeshConfig, TrainConfig
 from miras_jax.training.errors import UserError
 from miras_jax.training.optimizer import make_optimizer
+from miras_jax.training.trainable import make_model, split
 
 
 @jax.tree_util.register_dataclass
@@ -23,7 +23,7 @@ class State:
     Attributes:
       step: int32 [], the number of updates done.
       params: the model itself, whose leaves are float32 parameters.
-      opt: the state of the optimizer.
+      opt: the state of the optimizer, of the parameters that are trained.
     """
 
     step: jax.Array
@@ -73,9 +73,10 @@ def make_mesh(config: MeshConfig) -> Mesh:
 
 def create_state(config: TrainConfig, key: jax.Array) -> State:
     """Makes the state before the first update from a PRNG key."""
-    params = LanguageModel(config.model, rngs=nnx.Rngs(key))
+    params = make_model(config.model, config.trainable.lora, key)
+    trained, _ = split(params, config.trainable)
     return State(
-        step=jnp.zeros((), jnp.int32), params=params, opt=make_optimizer(config).init(params)
+        step=jnp.zeros((), jnp.int32), params=params, opt=make_optimizer(config).init(trained)
     )
 
 

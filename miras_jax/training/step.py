@@ -9,13 +9,16 @@ import optax
 
 from miras_jax.nn import LanguageModel
 from miras_jax.nn.partition import BATCH, constrain
+from miras_jax.training.config import TrainableConfig
 from miras_jax.training.nonfinite import keep_finite
 from miras_jax.training.state import State
+from miras_jax.training.trainable import combine, split
 
 Batch = dict[str, jax.Array]
 
 # The groups of parameters whose norms are recorded, by path; the first match decides.
 GROUPS: tuple[tuple[str, str], ...] = (
+    ("lora", r"\blora_[ab]\b"),
     ("embeddings", r"embedding"),
     ("head", r"\bhead\b"),
     ("convolutions", r"convolution"),
@@ -80,6 +83,7 @@ def train_step(
     accumulation: int = 1,
     shardings: Any = None,
     skip_nonfinite: bool = False,
+    trainable: TrainableConfig = TrainableConfig(),
 ) -> tuple[State, dict[str, jax.Array]]:
     """Makes one update from one batch.
 
@@ -95,26 +99,32 @@ def train_step(
       shardings: of `state.params`, to keep summed gradients where their parameters live; None
         without a mesh.
       skip_nonfinite: return the state before where the loss or a whole norm is not finite.
+      trainable: which parameters are updated; the others get no gradient at all.
 
     Returns:
       The state after and float32 scalars: `train/loss` (nats per token), `train/grad_norm` (before
       clipping), `train/update_norm`, `train/learning_rate`, and both norms by group of parameters
       as `train/grad_norm/GROUP` and `train/update_norm/GROUP`, see `GROUPS`.
     """
+    trained, frozen = split(state.params, trainable)
+    places = split(shardings, trainable)[0]
+
+    def weighted_loss(trained, microbatch):
+        return nats(combine(trained, frozen), microbatch)
 
     def gather(total, microbatch):
-        (loss, weight), grads = jax.value_and_grad(nats, has_aux=True)(state.params, microbatch)
+        (loss, weight), grads = jax.value_and_grad(weighted_loss, has_aux=True)(trained, microbatch)
         total = jax.tree.map(jnp.add, total, (loss, weight, grads))
         return (*total[:2], place(total[2])), None
 
     def place(grads):
-        return grads if shardings is None else jax.lax.with_sharding_constraint(grads, shardings)
+        return grads if shardings is None else jax.lax.with_sharding_constraint(grads, places)
 
-    zero = (jnp.zeros(()), jnp.zeros(()), place(jax.tree.map(jnp.zeros_like, state.params)))
+    zero = (jnp.zeros(()), jnp.zeros(()), place(jax.tree.map(jnp.zeros_like, trained)))
     (loss, weight, grads), _ = jax.lax.scan(gather, zero, microbatches(batch, accumulation))
     loss, grads = loss / weight, jax.tree.map(lambda g: g / weight, grads)
 
-    updates, opt = optimizer.update(grads, state.opt, state.params)
+    updates, opt = optimizer.update(grads, state.opt, trained)
     metrics = {
         "train/loss": loss,
         "train/grad_norm": optax.tree.norm(grads),
@@ -123,7 +133,8 @@ def train_step(
     }
     for name, tree in (("train/grad_norm", grads), ("train/update_norm", updates)):
         metrics |= {f"{name}/{group}": norm for group, norm in group_norms(tree).items()}
-    after = State(step=state.step + 1, params=optax.apply_updates(state.params, updates), opt=opt)
+    params = combine(optax.apply_updates(trained, updates), frozen)
+    after = State(step=state.step + 1, params=params, opt=opt)
     return keep_finite(state, after, metrics) if skip_nonfinite else after, metrics
 
 

@@ -40,7 +40,7 @@ def test_one_set_holds_out_its_last_documents() -> None:
     np.testing.assert_array_equal(np.concatenate([train[:], held_out[:]]), whole[:])
     assert held_out[0:1] == 256
     assert 0.05 <= held_out.size / whole.size < 0.2
-    assert text.text_bytes("", held_out.size - 1) == np.count_nonzero(held_out[:] != 256)
+    assert text.text_bytes("", held_out.size - 1, 8) == np.count_nonzero(held_out[:] != 256)
 
 
 def test_of_one_long_document_the_last_part_is_held_out(tmp_path: Path) -> None:
@@ -86,7 +86,9 @@ def test_text_with_several_held_out_texts() -> None:
     assert [*text.validation] == ["a", "b"]
     assert text.validation["a"].tobytes() != text.validation["b"].tobytes()
     size = Path("valid.jsonl").stat().st_size
-    assert text.text_bytes("a", text.validation["a"].size - 1) == size - 1  # no byte but the first
+    assert (
+        text.text_bytes("a", text.validation["a"].size - 1, 8) == size - 1
+    )  # no byte but the first
     alone = load_text("web.jsonl", "valid.jsonl")
     assert alone.sha256 not in (text.sha256, load_text("web.jsonl").sha256)
 
