@@ -61,13 +61,15 @@ def test_training_rows_are_elastic(tmp_path, processes):
     assert len(tokens.manifest["shards"]) > 2
 
     def read(count, steps, state=None):
-        options = {"window": 16, "batch_size": 4, "seed": 3, "process_count": count}
-        each = [train_iterator(tokens, process_index=i, **options) for i in range(count)]
+        options = {"window": 16, "batch_size": 4, "seed": 3}
+        shares = [range(4)[i::count] for i in range(count)]
+        each = [train_iterator(tokens, rows=rows, **options) for rows in shares]
         if state:
             for one in each:
                 one.set_state(state)
         batches = [[next(one) for one in each] for _ in range(steps)]
-        return [np.sort(np.concatenate([p["index"] for p in b])) for b in batches], each[0]
+        read = [np.concatenate([part["tokens"] for part in parts]) for parts in batches]
+        return [rows[np.lexsort(rows.T)] for rows in read], each[0]
 
     expected, _ = read(1, 6)
     first, iterator = read(processes, 3)
