@@ -1,7 +1,6 @@
 """A training run from its configuration to its last checkpoint, to be read downward."""
 
 import contextlib
-import functools
 import math
 import pathlib
 import textwrap
@@ -31,10 +30,10 @@ from miras_jax.training.config import DataConfig, TrainConfig, validate
 from miras_jax.training.diagnostics import make_diagnosis
 from miras_jax.training.errors import DivergedError, StoppedError, UserError
 from miras_jax.training.metrics import Monitor, Record, read_records
-from miras_jax.training.optimizer import learning_rate, make_optimizer
+from miras_jax.training.program import jit_step
 from miras_jax.training.signals import stop_signals
 from miras_jax.training.state import State, abstract_state, init_state, make_mesh, shardings_of
-from miras_jax.training.step import evaluation_step, train_step
+from miras_jax.training.step import evaluation_step
 from miras_jax.training.trackers import check_trackers, open_trackers
 
 
@@ -70,7 +69,6 @@ def train(
     corpus = read_corpus(config)
     directory, data = pathlib.Path(config.directory), config.data
 
-    optimizer, schedule = make_optimizer(config), learning_rate(config)
     abstract = abstract_state(config, mesh)
     shardings = shardings_of(abstract)
     rows = NamedSharding(mesh, PartitionSpec(BATCH))
@@ -99,17 +97,7 @@ def train(
             state = checkpoint.restore(checkpoints, abstract, batches)
         else:
             state = init_state(config, abstract)
-        advance = jax.jit(
-            functools.partial(
-                train_step,
-                optimizer=optimizer,
-                schedule=schedule,
-                accumulation=config.accumulation,
-                shardings=shardings.params,
-            ),
-            donate_argnums=0,
-            out_shardings=(shardings, None),
-        )
+        advance = jit_step(config, shardings)
         # The backward pass takes twice the products of the forward pass.
         training_flops = 3 * config.model.flops_per_token(data.window)
         evaluate = make_evaluation(config, corpus, mesh)
