@@ -1,4 +1,4 @@
-"""The command line: `miras train`, `plan`, `tokenize`, `generate`, `inspect`, `report`, `export` and `zoo`.
+"""The command line: `miras train`, `plan`, `tokenize`, `generate`, `inspect`, `report`, `export`.
 
 What is wrong with a request is said in one line on stderr, with exit code 2; a traceback is a bug
 of the library. JAX is imported by the commands that need it, so that `--help` answers at once.
@@ -161,6 +161,7 @@ def train(arguments: argparse.Namespace) -> int:
     sample = [*_program(), "generate", config.directory]
     if config.model.memory not in miras_jax.zoo.PUBLISHED:
         sample += ["--experiment", experiment]
+
     from miras_jax import training
 
     training.train(config, command=shlex.join(again), generate_command=shlex.join(sample))

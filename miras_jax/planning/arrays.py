@@ -70,14 +70,15 @@ def arrays_of(config: TrainConfig, *, packed: bool) -> Arrays:
     )
     batch = abstract_batch(config, mesh, packed=packed)
     others = [*jax.tree.leaves(state.opt), state.step]
-    return Arrays(parameters, sum(map(_device_bytes, others)), sum(map(_device_bytes, batch.values())))
+    optimizer, rows = (sum(map(_device_bytes, xs)) for xs in (others, batch.values()))
+    return Arrays(parameters, optimizer, rows)
 
 
 def _parameter(path: str, x: jax.ShapeDtypeStruct) -> Parameter:
     spec = tuple(x.sharding.spec) + (None,) * (x.ndim - len(x.sharding.spec))
     axes = tuple("" if a is None else a if isinstance(a, str) else "+".join(a) for a in spec)
     group = next(group for group, pattern in GROUPS if re.search(pattern, path))
-    name = ".".join(re.findall(r"\w+", path))
+    name = ".".join(re.findall(r"\w+", path)).removesuffix(".value")  # of the nnx.Param
     return Parameter(name, x.shape, x.dtype.name, axes, group, math.prod(x.shape), _device_bytes(x))
 
 

@@ -1,6 +1,6 @@
 """The child process that compiles: reads a job, writes what the compiler says of it.
 
-    python -m miras_jax.planning.child JOB RESULT
+python -m miras_jax.planning.child JOB RESULT
 """
 
 import json

@@ -85,8 +85,7 @@ def read_program(text: str, devices: int) -> Program:
                 continue
             for one, several in CALLED.findall(line):
                 for called in re.findall(r"[\w.-]+", one or several):
-                    # What reduces two numbers sends nothing.
-                    if called in bodies and len(bodies[called][1]) > 3:
+                    if called in bodies:
                         visit(called, times)
 
     visit(entry, 1)
@@ -128,7 +127,9 @@ def _trips(line: str, condition: list[str]) -> int | None:
     """How often a loop turns: what the compiler says, or the constant it counts up to."""
     if known := re.search(r'known_trip_count"?:\s*\{"?n"?:\s*"?(\d+)', line):
         return int(known[1])
-    counts = [int(n) for each in condition for n in re.findall(r"\bs32\[\].* constant\((\d+)", each)]
+    counts = [
+        int(n) for each in condition for n in re.findall(r"\bs32\[\].* constant\((\d+)", each)
+    ]
     below = any("direction=LT" in each for each in condition)
     return counts[0] if len(counts) == 1 and below else None
 

@@ -144,7 +144,11 @@ def _environment(topology: Topology) -> dict[str, str]:
             wanted = tpu_environment(nowhere)
         wanted["LIBTPU_INIT_ARGS"] = os.environ.get("LIBTPU_INIT_ARGS", "")
         return environment | wanted
-    return environment | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(topology.devices)}
+    # jax takes the number of emulated devices from one place only.
+    flags = environment.get("XLA_FLAGS", "").split()
+    flags = [flag for flag in flags if "host_platform_device_count" not in flag]
+    wanted = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(topology.devices)}
+    return environment | wanted | {"XLA_FLAGS": " ".join(flags)}
 
 
 def _too_large(error: str) -> tuple[float, float] | None:

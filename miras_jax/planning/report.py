@@ -5,15 +5,21 @@ from collections.abc import Iterator
 from rich.table import Table
 
 from miras_jax.planning.advice import Advice
+from miras_jax.planning.liveness import TOLERANCE
 from miras_jax.planning.mesh import sizes
 from miras_jax.planning.plan import Plan
 
 MiB = 2**20
+WORDS = ("shape", "over", "known")
 HOW = {
     "exact": "from shapes",
     "compiler": "compiled",
     "estimate": "estimated",
 }
+
+
+def _ms(seconds: float) -> str:
+    return f"{1e3 * seconds:,.3g}" if seconds < 0.1 else f"{1e3 * seconds:,.0f}"
 
 
 def report(plan: Plan) -> Iterator[str | Table]:
@@ -51,7 +57,7 @@ def _how(plan: Plan) -> str:
     compiled = plan.compiled
     if not compiled:
         return "Nothing was compiled: memory and collectives are estimates from the equations."
-    compiler = "TPU's compiler" if plan.topology.platform == "tpu" else "XLA's compiler for CPUs"
+    compiler = "TPU's compiler" if plan.topology.platform == "tpu" else "compiler for CPUs"
     if compiled.refused:
         return f"The {compiler} refused the step: it is too large."
     loops = compiled.unknown_loops
@@ -65,7 +71,8 @@ def _how(plan: Plan) -> str:
 def _table(title: str, *columns: str) -> Table:
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
     for i, column in enumerate(columns):
-        table.add_column(column, justify="right" if i else "left", no_wrap=True)
+        words = i == 0 or column in WORDS
+        table.add_column(column, justify="left" if words else "right", no_wrap=True)
     return table
 
 
@@ -122,13 +129,13 @@ def _times(plan: Plan, figures: dict) -> Iterator[str | Table]:
     if not (bounds := figures["bounds"]):
         yield "No bound on the time: emulated devices have no peaks."
         return
-    seconds = ", ".join(f"{n} {1e3 * bounds[n]:,.2f} ms" for n in ("compute", "memory", "network"))
+    seconds = ", ".join(f"{n} {_ms(bounds[n])} ms" for n in ("compute", "memory", "network"))
     yield f"at least, each at its peak: {seconds}; {bounds['binding']} binds"
     table = _table("time", "", "step ms", "tokens/s", "MFU", "days", "chip-hours")
     for name, found in (("at least", bounds), ("assumed", figures["assumed"])):
         table.add_row(
             name,
-            f"{1e3 * found['step']:,.1f}",
+            _ms(found["step"]),
             f"{found['tokens_per_second']:,.0f}",
             f"{found['mfu']:.2f}",
             f"{found['days']:,.2f}",
@@ -143,10 +150,13 @@ def _times(plan: Plan, figures: dict) -> Iterator[str | Table]:
 
 
 def _verdict(plan: Plan) -> str:
-    share = f"{plan.needed / plan.available:.0%} of what is available"
-    if plan.fits:
-        return f"fits: {plan.needed / MiB:,.0f} MiB on each device, {share}"
-    return f"does not fit: {plan.needed / MiB:,.0f} MiB on each device, {share}"
+    share = plan.needed / plan.available
+    words = "fits" if plan.fits else "does not fit"
+    near = not plan.compiled and 1 / TOLERANCE < share < TOLERANCE
+    return (
+        f"{words}: {plan.needed / MiB:,.0f} MiB on each device, {share:.0%} of what is available"
+        + (f", which is closer than the estimate's {TOLERANCE - 1:.0%}" if near else "")
+    )
 
 
 def advice_lines(advice: Advice) -> Iterator[str]:

@@ -64,8 +64,8 @@ class Topology:
     @property
     def host_bounds(self) -> tuple[int, int, int]:
         """Chips of a TPU host along each axis: 2 x 2, or the slice that is smaller."""
-        shape = (*self.shape, 1)[:3]
-        return tuple(2 if size % 2 == 0 else 1 for size in shape[:2]) + (1,)
+        x, y = (2 if size % 2 == 0 else 1 for size in (*self.shape, 1)[:2])
+        return x, y, 1
 
     @property
     def usable(self) -> float:
@@ -99,13 +99,14 @@ def parse(text: str) -> Topology:
             " and how many, as in v5e:16x16, h100:8 or cpu:8"
         )
     axes = AXES.get(kind, 1)
+    plural = "axes" if axes > 1 else "axis"
     example = "x".join(["4"] * axes) if axes > 1 else "8"
     if not colon or not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", sizes):
         raise UserError(f"--topology {text}: say how many chips, as in {kind}:{example}")
     shape = tuple(int(size) for size in sizes.split("x"))
     if len(shape) != axes:
         raise UserError(
-            f"--topology {text}: {kind} has {axes} axis{'es' * (axes > 1)}, as in {kind}:{example},"
+            f"--topology {text}: {kind} has {axes} {plural}, as in {kind}:{example},"
             f" got {len(shape)}"
         )
     if axes == 2 and max(shape) > LARGEST_2D:

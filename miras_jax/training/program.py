@@ -1,5 +1,4 @@
-"""The program that a run executes at every step: what `miras train` runs and `miras plan` compiles.
-"""
+"""The program of one step, for `miras train` to run and for `miras plan` to compile."""
 
 import functools
 from collections.abc import Callable
