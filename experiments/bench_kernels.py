@@ -31,9 +31,10 @@ from bench_memory import FREE
 from kernel_errors import PARTS, drawn, pulled, relative
 from kernel_ops import CPU_LENGTHS, CPU_SIZES, OPS, SMALL, Op
 from kernel_tables import page, plot, report
-from kernel_traffic import device, memory_of, traffic, work
+from kernel_traffic import memory_of, traffic, work
 
 import miras_jax as mj
+from miras_jax.devices import chip_of
 from miras_jax.memory.memory import Memory
 
 CHECKED = 192
@@ -152,7 +153,7 @@ def inputs_of(memory: Memory, op: Op) -> tuple[Any, dict]:
 
 def time_op(op: Op, forms: list[str], backend: str, seconds: float) -> list[dict]:
     """The figures of an op by pass and form; a form that cannot run has a reason instead."""
-    memory, on = memory_of(op), device(jax.devices()[0].device_kind)
+    memory, on = memory_of(op), chip_of(jax.devices()[0].device_kind)
     params, inputs = inputs_of(memory, op)
     entries, programs = [], {}
     for form in forms:

@@ -7,7 +7,7 @@ forward pass saved. A test holds the counts against the arrays of the compiled c
 
 import dataclasses
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,43 +16,12 @@ from kernel_ops import Op
 import miras_jax as mj
 from kernels_pallas import read
 from kernels_pallas.linear import linear_tokens
+from miras_jax.devices import CHIPS, Chip
 from miras_jax.memory import flops
 from miras_jax.memory.memory import Memory
 
-
-class Device(NamedTuple):
-    """Published peaks of a device.
-
-    Attributes:
-      name: what people call it.
-      flops: bfloat16 products with float32 sums, dense, FLOP/s.
-      bandwidth: of its main memory, bytes/s.
-      source: where the figures stand.
-    """
-
-    name: str
-    flops: float
-    bandwidth: float
-    source: str
-
-
-GOOGLE = "https://docs.cloud.google.com/tpu/docs/"
-NVIDIA = "https://www.nvidia.com/en-us/data-center/"
-DEVICES = {
-    "NVIDIA A100": Device("A100 SXM 80 GB", 312e12, 2.039e12, NVIDIA + "a100/"),
-    "NVIDIA H100": Device("H100 SXM", 989e12, 3.35e12, NVIDIA + "h100/"),
-    "NVIDIA H200": Device("H200 SXM", 989e12, 4.8e12, NVIDIA + "h200/"),
-    "TPU v5 lite": Device("TPU v5e", 197e12, 0.819e12, GOOGLE + "v5e"),
-    "TPU v5": Device("TPU v5p", 459e12, 2.765e12, GOOGLE + "v5p"),
-    "TPU v6 lite": Device("TPU v6e", 918e12, 1.638e12, GOOGLE + "v6e"),
-}
-"""By the beginning of jax's `device_kind`; the longest that fits counts."""
-
-
-def device(kind: str) -> Device | None:
-    """The device of jax's name for it, or None."""
-    fits = [prefix for prefix in DEVICES if kind.startswith(prefix)]
-    return DEVICES[max(fits, key=len)] if fits else None
+DEVICES = {name: CHIPS[name] for name in ("a100-80gb", "h100", "h200", "v5e", "v5p", "v6e")}
+"""That bounds are written for."""
 
 
 def memory_of(op: Op) -> Memory:
@@ -132,7 +101,7 @@ def work(op: Op, backward: bool = False, backend: str = "tpu") -> float:
     return per_token * op.batch * op.tokens * op.heads * (3 if backward else 1)
 
 
-def bound(op: Op, on: Device, backward: bool = False, backend: str = "tpu") -> float:
+def bound(op: Op, on: Chip, backward: bool = False, backend: str = "tpu") -> float:
     """The least milliseconds: of the products or of the bytes, whichever take longer."""
     moved = sum(traffic(op, backward, backend).values())
     return 1e3 * max(work(op, backward, backend) / on.flops, moved / on.bandwidth)

@@ -1,4 +1,4 @@
-"""The command line: `miras train`, `tokenize`, `generate`, `inspect`, `report`, `export` and `zoo`.
+"""The command line: `miras train`, `plan`, `tokenize`, `generate`, `inspect`, `report`, `export`.
 
 What is wrong with a request is said in one line on stderr, with exit code 2; a traceback is a bug
 of the library. JAX is imported by the commands that need it, so that `--help` answers at once.
@@ -20,7 +20,7 @@ from inspect import signature
 from typing import NoReturn
 
 import miras_jax
-from miras_jax import export_cli, report_cli, tokenize_cli
+from miras_jax import export_cli, plan_cli, report_cli, tokenize_cli
 
 
 class Parser(argparse.ArgumentParser):
@@ -88,6 +88,7 @@ def parser() -> Parser:
     )
     command.set_defaults(run=train)
 
+    plan_cli.add_command(commands, **style)
     tokenize_cli.add_command(commands, **style)
 
     command = commands.add_parser(
@@ -159,36 +160,46 @@ def parser() -> Parser:
 def train(arguments: argparse.Namespace) -> int:
     """`miras train`."""
     experiment, overrides = arguments.experiment, arguments.overrides
-    default = load_experiment(experiment)
-
-    import tyro
-
-    from miras_jax import training
-    from miras_jax.training.processes import join
-
-    said = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(said):
-            config = tyro.cli(
-                tyro.conf.AvoidSubcommands[training.TrainConfig],
-                default=default,
-                args=overrides,
-                prog=f"miras train {experiment}",
-            )
-    except SystemExit as end:
-        if not end.code:
-            raise  # --help
-        raise training.UserError(
-            f"{_one_line(said.getvalue()).rstrip('.')}; see miras train {experiment} --help"
-        ) from None
+    config = read_options(load_experiment(experiment), overrides, f"miras train {experiment}")
 
     again = [*_program(), "train", experiment, *_without(overrides, "--steps")]
     sample = [*_program(), "generate", config.directory]
     if config.model.memory not in miras_jax.zoo.PUBLISHED:
         sample += ["--experiment", experiment]
+
+    from miras_jax import training
+    from miras_jax.training.processes import join
+
     with join(config.processes):
         training.train(config, command=shlex.join(again), generate_command=shlex.join(sample))
     return 0
+
+
+def read_options(default, overrides: list[str], command: str):
+    """Returns the TrainConfig `default` with the options of a command line.
+
+    Raises:
+      UserError: an option that there is not, or a value that it cannot have.
+    """
+    import tyro
+
+    from miras_jax import training
+
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(
+                tyro.conf.AvoidSubcommands[training.TrainConfig],
+                default=default,
+                args=overrides,
+                prog=command,
+            )
+    except SystemExit as end:
+        if not end.code:
+            raise  # --help
+        raise training.UserError(
+            f"{_one_line(said.getvalue()).rstrip('.')}; see {command} --help"
+        ) from None
 
 
 def generate(arguments: argparse.Namespace) -> int:
@@ -255,7 +266,7 @@ def inspect(arguments: argparse.Namespace) -> int:
         f"{model.config.memory} reads {len(tokens):,} tokens of {os.path.basename(arguments.text)}"
     )
     inspection.draw(diagnostics, title, arguments.out)
-    _print_table(inspection.table(diagnostics))
+    print_table(inspection.table(diagnostics))
     print(f"picture: {arguments.out}")
     return 0
 
@@ -274,7 +285,7 @@ def zoo(arguments: argparse.Namespace) -> int:
         table.add_column(column, no_wrap=column == "name")
     for row in models.table():
         table.add_row(*(getattr(row, column) for column in columns))
-    _print_table(table)
+    print_table(table)
     return 0
 
 
@@ -355,7 +366,7 @@ def split_experiment(name: str) -> tuple[str, dict[str, str]]:
     return f"{path}.py", {key: value for key, _, value in pairs}
 
 
-def _print_table(table) -> None:
+def print_table(table) -> None:
     """Prints a rich table; in a pipe every row keeps to one line, however long."""
     from rich.console import Console
 

@@ -13,6 +13,7 @@ import pytest
 
 import kernels_pallas
 import miras_jax as mj
+from miras_jax.devices import chip_of
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT / "experiments"))  # scripts import each other by their plain names
@@ -132,13 +133,13 @@ def test_bounds():
     counted = kernel_traffic.traffic(op)
     assert counted["tokens"] == 3 * tokens
     assert counted["y"] == tokens
-    on = kernel_traffic.device("NVIDIA H100 80GB HBM3")
+    on = chip_of("NVIDIA H100 80GB HBM3")
     moved = sum(counted.values()) / on.bandwidth
     products = kernel_traffic.work(op) / on.flops
     assert kernel_traffic.bound(op, on) == pytest.approx(1e3 * max(moved, products))
-    assert kernel_traffic.device("TPU v5 lite").name == "TPU v5e"
-    assert kernel_traffic.device("TPU v5p").name == "TPU v5p"
-    assert kernel_traffic.device("cpu") is None
+    assert chip_of("TPU v5 lite").name == "TPU v5e"
+    assert chip_of("TPU v5p").name == "TPU v5p"
+    assert chip_of("cpu") is None
 
 
 def test_names_of_ops_are_distinct():

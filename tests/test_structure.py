@@ -23,7 +23,14 @@ MAY_IMPORT = {
     "miras_jax.zoo": {"miras_jax.memory"},
     "miras_jax.data": set(),
     "miras_jax.nn": {"miras_jax.zoo", "miras_jax.memory"},
-    "miras_jax.training": {"miras_jax.nn", "miras_jax.data", "miras_jax.zoo", "miras_jax.memory"},
+    "miras_jax.devices": set(),
+    "miras_jax.training": {
+        "miras_jax.devices",
+        "miras_jax.nn",
+        "miras_jax.data",
+        "miras_jax.zoo",
+        "miras_jax.memory",
+    },
     "miras_jax.evals": {"miras_jax.nn", "miras_jax.data", "miras_jax.zoo", "miras_jax.memory"},
 }
 WITHOUT_FLAX = ("miras_jax.memory", "miras_jax.zoo", "kernels_pallas")

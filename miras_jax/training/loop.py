@@ -1,7 +1,6 @@
 """A training run from its configuration to its last checkpoint, to be read downward."""
 
 import contextlib
-import functools
 import math
 import pathlib
 import textwrap
@@ -35,13 +34,13 @@ from miras_jax.training.diagnostics import make_diagnosis
 from miras_jax.training.errors import DivergedError, InputError, StoppedError, UserError
 from miras_jax.training.ledger import Ledger
 from miras_jax.training.metrics import Monitor, Record, read_records
-from miras_jax.training.optimizer import learning_rate, make_optimizer
 from miras_jax.training.profiling import ProfileWindow
+from miras_jax.training.program import jit_step
 from miras_jax.training.reading import Reader
 from miras_jax.training.signals import stop_signals
 from miras_jax.training.start import begin
 from miras_jax.training.state import State, abstract_state, init_state, make_mesh, shardings_of
-from miras_jax.training.step import evaluation_step, train_step
+from miras_jax.training.step import evaluation_step
 from miras_jax.training.trackers import check_trackers, open_trackers
 from miras_jax.training.trainable import check_patterns
 from miras_jax.training.watch import end_together
@@ -87,7 +86,6 @@ def train(
     agreement.same(f"the text of {corpus.name!r}", found, "give all of them the same files")
     directory, data = pathlib.Path(config.directory), config.data
 
-    optimizer, schedule = make_optimizer(config), learning_rate(config)
     abstract = abstract_state(config, mesh)
     check_patterns(abstract.params, config.trainable)
     shardings = shardings_of(abstract)
@@ -127,19 +125,7 @@ def train(
             state = init_state(config, abstract)
         reader = stack.enter_context(Reader(batches, data.timeout, data.source))
         ledger = Ledger.restored(checkpoint.saved_metadata(checkpoints).get("ledger", {}))
-        advance = jax.jit(
-            functools.partial(
-                train_step,
-                optimizer=optimizer,
-                schedule=schedule,
-                accumulation=config.accumulation,
-                shardings=shardings.params,
-                skip_nonfinite=config.on_nonfinite == "skip",
-                trainable=config.trainable,
-            ),
-            donate_argnums=0,
-            out_shardings=(shardings, None),
-        )
+        advance = jit_step(config, shardings)
         # The backward pass takes twice the products of the forward pass.
         training_flops = 3 * config.model.flops_per_token(data.window)
         evaluate = make_evaluation(config, corpus, mesh)

@@ -15,24 +15,13 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from miras_jax.devices import PEAK_FLOPS
 from miras_jax.training.errors import DivergedError, SaveError, reason
 from miras_jax.training.integrity import last_good
 from miras_jax.training.ledger import Ledger
 from miras_jax.training.trackers import Tracker
 
 Record = dict[str, int | float | str | list[float | None]]
-
-# Peak FLOP/s of one device in bfloat16 without sparsity, by its kind: the makers' data sheets.
-PEAK_FLOPS = {
-    "NVIDIA A100-SXM4-40GB": 312e12,
-    "NVIDIA A100-SXM4-80GB": 312e12,
-    "NVIDIA H100 80GB HBM3": 989e12,
-    "NVIDIA H200": 989e12,
-    "TPU v4": 275e12,
-    "TPU v5": 459e12,  # v5p
-    "TPU v5 lite": 197e12,
-    "TPU v6 lite": 918e12,
-}
 
 
 def read_records(path: pathlib.Path) -> list[Record]:

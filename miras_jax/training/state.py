@@ -1,11 +1,13 @@
 """The state of a run as one pytree, and where each of its arrays lives on the mesh."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from miras_jax.nn import LanguageModel, partition
@@ -63,12 +65,15 @@ def make_mesh(config: MeshConfig) -> Mesh:
         raise UserError(
             f"{mesh} devices does not divide the {len(devices)} {backend} device(s) here; {hint}"
         )
-    return jax.make_mesh(
-        shape,
-        partition.AXES,
-        axis_types=(AxisType.Auto,) * len(shape),
-        devices=devices[: config.size],
-    )
+    return mesh_of(config, devices[: config.size])
+
+
+def mesh_of(config: MeshConfig, devices: Sequence[jax.Device]) -> Mesh:
+    """Lays the mesh over given devices, which may be those of a topology that is not here."""
+    shape = tuple(getattr(config, axis) for axis in partition.AXES)
+    # A torus of 16 x 16 may have to be cut along one of its axes: fsdp 128 x tensor 2.
+    placed = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    return Mesh(placed, partition.AXES, axis_types=(AxisType.Auto,) * len(shape))
 
 
 def create_state(config: TrainConfig, key: jax.Array) -> State:
