@@ -5,10 +5,10 @@ elsewhere, fine-tuning in full and with LoRA, export.
     python experiments/end_to_end.py --work runs/end_to_end --novels NOVELS --web WEB.jsonl
         --tokenizer TOKENIZER.model --steps 300 --out docs/results/end_to_end.md
 
-NOVELS is a folder with `train` and `valid`; without one the sources of Python's standard library take
-its place, without WEB its documentation strings do, without a tokenizer one is made of the text. It
-runs twice, once with bytes and once with the tokenizer's vocabulary, each time the commands that a
-user would type, and checks what they leave behind:
+NOVELS is a folder with `train` and `valid`; without one modules of Python's standard library take
+its place, without WEB the texts of its help do, without a tokenizer one is made of the text. This
+is run with bytes and with the tokenizer's vocabulary, by the commands that a user would type, and
+what they leave behind is checked:
 
 1. two processes train, two devices each; at a third of the steps both are killed (SIGKILL);
 2. the same command goes on; at two thirds one of them gets SIGTERM, and both save and end;
@@ -31,10 +31,13 @@ import time
 import zlib
 from importlib.metadata import version
 from pathlib import Path
+from pydoc_data.topics import topics
 
+import jax
 import tyro
 
 from miras_jax.data import load_text, train_iterator
+from miras_jax.export import load_model
 from miras_jax.training.metrics import read_records
 
 EXPERIMENT = '''"""Written by end_to_end.py."""
@@ -43,7 +46,9 @@ from miras_jax.nn import ModelConfig
 from miras_jax.training import *
 
 config = TrainConfig(
-    model=ModelConfig(memory={memory!r}, vocab_size={vocab_size}, dim={dim}, depth={depth}, heads=4),
+    model=ModelConfig(
+        memory={memory!r}, vocab_size={vocab_size}, dim={dim}, depth={depth}, heads=4
+    ),
     data=DataConfig(
         source={source!r}, validation={validation!r}, window={window}, batch_size={batch_size}
     ),
@@ -92,13 +97,13 @@ class Settings:
     """Markdown file for the figures; JSON is put beside it."""
 
 
-def main(settings: Settings) -> dict:
+def main(settings: Settings) -> list[dict]:
     """Runs everything and returns the figures; ends with an error at what is not as it should."""
     settings.work.mkdir(parents=True, exist_ok=True)
     if any(settings.work.iterdir()):
         raise SystemExit(f"{settings.work} is not empty: choose another --work, or delete it")
     texts = find_texts(settings)
-    figures = {name: whole_way(settings, name, texts) for name in settings.vocabularies}
+    figures = [whole_way(settings, name, texts) for name in settings.vocabularies]
     if settings.out:
         write(settings, figures)
     return figures
@@ -142,8 +147,8 @@ def find_texts(settings: Settings) -> dict[str, Path]:
         found = {"train": texts / "train", "valid": texts / "valid"}
     found["web"] = settings.web or texts / "web.jsonl"
     if settings.web is None:
-        said = (stdlib / "pydoc_data" / "topics.py").read_text().split("\\n\\n")
-        lines = [json.dumps({"text": paragraph}) for paragraph in said if len(paragraph) > 80]
+        said = [part for text in topics.values() for part in text.split("\n\n")]
+        lines = [json.dumps({"text": part}) for part in said if len(part) > 80]
         found["web"].write_text("\n".join(lines[:2000]) + "\n")
     found["tokenizer"] = settings.tokenizer or texts / "tokenizer.json"
     if settings.tokenizer is None:
@@ -173,15 +178,16 @@ def whole_way(settings: Settings, vocabulary: str, texts: dict[str, Path]) -> di
     manifest = json.loads((work / "train" / "manifest.json").read_text())
     run = work / "pretrain"
     experiment = write_experiment(settings, work, load_text(str(work / "train")).vocabulary)
-    kills = pretrain(settings, experiment, run)
+    happened = pretrain(settings, experiment, run)
     checked = check_batches(settings, work / "train", run)
-    records = read_records(run / "metrics.jsonl")
     figures = {
-        "tokens": manifest["tokens"] if "tokens" in manifest else None,
-        "stops": kills,
-        "batches_checked": checked,
-        "pretrained": records[-1]["eval/bits_per_byte"],
-        "pretrain_seconds": round(time.monotonic() - began),
+        "vocabulary": vocabulary,
+        "tokens": manifest["tokens"],
+        "parameters": parameters(run),
+        "happened": happened,
+        "checked": checked,
+        "bits_per_byte": evaluations(run)[-1]["eval/bits_per_byte"],
+        "seconds": round(time.monotonic() - began),
     }
     for way, options in (("full", ()), ("lora", ("--trainable.lora.rank", "4"))):
         figures[way] = finetune(settings, run, texts["web"], work / way, options)
@@ -271,36 +277,76 @@ def check_batches(settings: Settings, tokens: Path, run: Path) -> int:
         load_text(str(tokens)).parts, window=settings.window, batch_size=settings.batch_size, seed=0
     )
     for step in range(1, settings.steps + 1):
-        index = sorted(next(batches)["index"].tolist())
-        expected = zlib.crc32(b"".join(i.to_bytes(8, "little") for i in index))
+        expected = zlib.crc32(next(batches)["index"].tobytes())
         if logged.get(step) != f"{expected:08x}":
             raise SystemExit(f"step {step} read other windows than it should: {logged.get(step)}")
     return settings.steps
 
 
 def finetune(settings: Settings, run: Path, web: Path, directory: Path, options: tuple) -> dict:
-    """Fine-tunes the run and returns the bits per byte of new and old text, before and after."""
+    """Fine-tunes the run; returns the bits per byte of new and old text, before and after."""
     began = time.monotonic()
-    said = done(
-        miras(
-            "finetune",
-            run,
-            "--data",
-            web,
-            "--directory",
-            directory,
-            "--steps",
-            settings.tune_steps,
-            *options,
-        )
-    )
-    print(said)
-    return {"said": said, "seconds": round(time.monotonic() - began)}
+    steps = ("--steps", settings.tune_steps)
+    done(miras("finetune", run, "--data", web, "--directory", directory, *steps, *options))
+    records = evaluations(directory)
+    names = {"new": "eval/bits_per_byte", "old": "eval/old_data/bits_per_byte"}
+    figures = {text: [records[i][name] for i in (0, -1)] for text, name in names.items()}
+    return {**figures, "seconds": round(time.monotonic() - began)}
 
 
-def write(settings: Settings, figures: dict) -> None:
+def evaluations(run: Path) -> list[dict]:
+    """The records of held-out text of a run."""
+    return [r for r in read_records(run / "metrics.jsonl") if "eval/bits_per_byte" in r]
+
+
+def parameters(run: Path) -> int:
+    """Parameters of a run's model."""
+    model, _ = load_model(run)
+    return sum(x.size for x in jax.tree.leaves(model))
+
+
+def write(settings: Settings, figures: list[dict]) -> None:
     """Writes the figures as JSON and as a page."""
-    raise NotImplementedError
+    packages = ("jax", "flax", "optax", "orbax-checkpoint", "grain")
+    about = {
+        "command": shlex.join(["python", *sys.argv]),
+        "date": str(datetime.date.today()),
+        "machine": f"{os.cpu_count()} CPU cores ({platform.machine()}), no accelerator",
+        "versions": {"python": platform.python_version()} | {p: version(p) for p in packages},
+    }
+    out = settings.out
+    out.with_suffix(".json").write_text(json.dumps({**about, "runs": figures}, indent=1) + "\n")
+    versions = ", ".join(f"{name} {number}" for name, number in about["versions"].items())
+    lines = [
+        "# From text to a fine-tuned model",
+        "",
+        f"`{about['command']}`, {about['date']}, {about['machine']}, {versions}.",
+        "",
+        f"{settings.memory}, width {settings.dim}, {settings.depth} blocks, windows of"
+        f" {settings.window} tokens, {settings.batch_size} rows a step, {settings.steps} steps of"
+        f" pretraining and {settings.tune_steps} of fine-tuning. One seed. The files are named in"
+        " the command; held-out bits per byte of the same texts before and after.",
+        "",
+        "| vocabulary | parameters | tokens of text | pretrained | fine-tuned | new text |"
+        " old text | seconds |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for run in figures:
+        for way in ("full", "lora"):
+            new, old = (" -> ".join(f"{x:.3f}" for x in run[way][text]) for text in ("new", "old"))
+            lines.append(
+                f"| {run['vocabulary']} | {run['parameters']:,} | {run['tokens']:,} |"
+                f" {run['bits_per_byte']:.3f} in {run['seconds']} s | {way} | {new} | {old} |"
+                f" {run[way]['seconds']} |"
+            )
+    for run in figures:
+        happened = "; ".join(run["happened"])
+        lines += [
+            "",
+            f"{run['vocabulary']}: {happened}. The windows of all {run['checked']} batches are"
+            " those of an uninterrupted run.",
+        ]
+    out.write_text("\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":
