@@ -15,6 +15,7 @@ import pytest
 
 from miras_jax.training import (
     DivergedError,
+    LogConfig,
     MeshConfig,
     OptimizerConfig,
     StoppedError,
