@@ -1,4 +1,4 @@
-"""A model and its tokens laid over a mesh of emulated devices, and a loss and gradients to compare."""
+"""A model and its tokens laid over a mesh of emulated devices, and gradients to compare."""
 
 import math
 

@@ -2,6 +2,7 @@
 each device holds its part only."""
 
 import dataclasses
+import math
 import re
 
 import jax
@@ -110,21 +111,20 @@ def compiled_on(mesh, model, total):
         return jax.jit(jax.value_and_grad(loss)).lower(model, tokens).compile()
 
 
-@pytest.mark.parametrize("name", ["gated_deltanet", "yaad"])
-def test_each_device_holds_its_part(name):
-    """Temporaries fall with the devices, and no activation is gathered: what travels is as long as
-    a device's part at most, and of a linear memory as the convolution's past."""
+@pytest.mark.parametrize(("name", "share"), [("gated_deltanet", 1 / 8), ("yaad", 1)])
+def test_each_device_holds_its_part(name, share):
+    """Temporaries fall with the devices, and no activation is gathered: at once there travels at
+    most a device's part of one in exchange for heads, and of a linear memory far less."""
     total, parts = 4096, 4
     model = model_of(name, chunk_size=16, dim=64)
     whole = compiled_on(mesh_of(1, 1, 1, 1), model, total)
     part = compiled_on(mesh_of(1, 1, parts, 1), model, total)
     sizes = [x.memory_analysis().temp_size_in_bytes for x in (part, whole)]
-    print(name, sizes[0] / sizes[1])
-    # A quarter, and what does not depend on the tokens.
-    assert sizes[0] <= 0.3 * sizes[1]
-    moved = re.findall(
-        r"= (.*) (all-gather|all-to-all|all-reduce|collective-permute)\(", part.as_text()
-    )
-    assert {kind for _, kind in moved} >= {"collective-permute"}
-    tokens = [max(map(int, re.findall(r"\d+", shapes))) for shapes, _ in moved]
+    # A quarter, and what does not depend on the tokens (seen: 0.26 and 0.24).
+    assert sizes[0] <= 0.28 * sizes[1]
+    moved = re.findall(r"= (.*) (all-gather|all-to-all|collective-permute)\(", part.as_text())
     assert moved
+    for shapes, kind in moved:
+        dims = re.findall(r"\w\d+\[([\d,]*)\]", shapes)
+        numbers = sum(math.prod(int(n) for n in shape.split(",") if n) for shape in dims)
+        assert numbers <= share * total / parts * model.config.dim, (kind, shapes)

@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import pytest
 
+from miras_jax.nn import ModelConfig
 from miras_jax.training import (
     CheckpointConfig,
     EvaluationConfig,
@@ -32,6 +33,7 @@ def test_toy_is_valid(tmp_path):
         ({"mesh": MeshConfig(devices=0)}, "mesh.devices must be at least 1"),
         ({"mesh": MeshConfig(tensor=4)}, "model.heads 2 must be a multiple of mesh.tensor 4"),
         ({"mesh": MeshConfig(data=3)}, "data.batch_size 8 must be a multiple"),
+        ({"mesh": MeshConfig(sequence=3)}, "data.window 16 must be a multiple of mesh.sequence 3"),
         ({"accumulation": 3}, "data.batch_size 8 must be a multiple"),
         ({"checkpoint": CheckpointConfig(keep=0)}, "checkpoint.keep"),
         ({"evaluation": EvaluationConfig(batches=0)}, "evaluation.batches"),
@@ -76,6 +78,17 @@ def test_refuses_data_and_model(tmp_path, data, model, message):
     with pytest.raises(UserError, match=message):
         train(config)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_long_row_needs_heads_or_a_linear_memory(tmp_path):
+    config = toy(tmp_path, mesh=MeshConfig(sequence=4))
+    validate(config)  # deltanet, of two heads
+    deep = dataclasses.replace(config, model=dataclasses.replace(config.model, memory="yaad"))
+    with pytest.raises(UserError, match=r"model.heads 2 must be .* 1 x 4 = 4: yaad shares"):
+        validate(deep)
+    mac = ModelConfig(memory="titans_mac", heads=4, segment=6)
+    with pytest.raises(UserError, match=r"model.segment 6 must be a multiple of mesh.sequence"):
+        validate(dataclasses.replace(config, model=mac))
 
 
 def test_mesh_must_divide_the_devices():

@@ -15,6 +15,7 @@ import pytest
 
 from miras_jax.training import (
     DivergedError,
+    LogConfig,
     MeshConfig,
     OptimizerConfig,
     StoppedError,
@@ -174,6 +175,21 @@ def test_prolonged_on_another_mesh(finished):
     log = records(longer)
     assert [r["step"] for r in log if "train/loss" in r] == [1, 2, 3, 4, 5, 6, 7, 8]
     assert log[: len(records(finished))] == records(finished)
+
+
+def test_rows_over_devices_give_the_same_losses(uninterrupted, tmp_path):
+    """Also of validation, in microbatches, and with the inner loops looked into on the way."""
+    mesh, log = MeshConfig(fsdp=2, sequence=2), LogConfig(every=1, diagnostics_every=3)
+    config = toy(tmp_path, mesh=mesh, log=log, accumulation=2)
+    data = dataclasses.replace(config.data, source=uninterrupted[0].data.source)
+    train(dataclasses.replace(config, data=data))
+    for name in ("train/loss", "eval/loss"):
+        got, expected = (
+            [r[name] for r in records(c) if name in r] for c in (config, uninterrupted[0])
+        )
+        # Float32 sums in another order, through six updates.
+        np.testing.assert_allclose(got, expected, rtol=1e-5)
+    assert [r["step"] for r in records(config) if "inner/step" in r] == [3, 6]
 
 
 def test_divergence_keeps_the_last_good_checkpoint(finished):
