@@ -127,10 +127,11 @@ def train_iterator(
 
     Returns:
       An iterator of `{"tokens": int32 [rows, window + 1], "index": int64 [batch_size]}`, where
-      `index` numbers the windows of the whole batch, part after part; of token sets also `"segment_ids": int32 [rows, window]`, not decreasing in a row, of the tokens that are
-      read. `get_state()` is one integer in a dict, the same on every process: the windows that have
-      been read by all of them together. `set_state` resumes exactly there, on any number of
-      processes and with any batch size.
+      `index` numbers the windows of the whole batch, part after part; of token sets also
+      `"segment_ids": int32 [rows, window]`, not decreasing in a row, of the tokens that are read.
+      `get_state()` is one integer in a dict, the same on every process: the windows that have been
+      read by all of them together. `set_state` resumes exactly there, on any number of processes
+      and with any batch size.
 
     Raises:
       ValueError: a text shorter than one window, or rows that the batch does not have.
