@@ -127,8 +127,8 @@ class ProcessesConfig:
     index: int | None = None
     """This process, from 0; None takes MIRAS_PROCESS_INDEX or asks the cluster."""
     detect: bool = True
-    """Whether a cluster is asked: SLURM, Open MPI, Cloud TPU, Kubernetes; without, a process that is
-    told nothing trains alone."""
+    """Whether a cluster is asked: SLURM, Open MPI, Cloud TPU or Kubernetes; without, a process that
+    is told nothing trains alone."""
     join_timeout: int = 300
     """Seconds to wait for the other processes when they start."""
     lost_after: int = 100

@@ -16,7 +16,6 @@ import time
 import traceback
 from collections.abc import Iterator
 
-import jax
 from jax._src import distributed  # the key-value store of the coordinator has no public name
 
 PREFIX = "miras/process/"

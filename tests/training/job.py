@@ -63,12 +63,12 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def python(arguments: list[str], environment: dict[str, str]) -> subprocess.Popen:
-    """Starts `python ARGUMENTS` with one CPU device."""
+def start(command: list[str], environment: dict[str, str]) -> subprocess.Popen:
+    """Starts a command, whose jax has one CPU device."""
     cache = jax.config.jax_compilation_cache_dir
     flags = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1")
     return subprocess.Popen(
-        [sys.executable, *arguments],
+        command,
         env={
             **os.environ,
             "PYTHONPATH": str(ROOT),
@@ -112,9 +112,18 @@ def run_each(
             "MIRAS_PROCESS_COUNT": str(len(arguments)),
             "MIRAS_PROCESS_INDEX": str(i),
         }
-        processes.append(python(own, environment | (environments[i] if environments else {})))
+        processes.append(
+            start([sys.executable, *own], environment | (environments[i] if environments else {}))
+        )
     with started(processes):
         return [ended(process) for process in processes]
+
+
+def write_experiment(folder: pathlib.Path) -> pathlib.Path:
+    """Writes the toy run in `folder` as an experiment."""
+    path = folder / "experiment.py"
+    path.write_text(EXPERIMENT.format(folder=str(folder)))
+    return path
 
 
 def run(folder: pathlib.Path, *options: str, hurt: dict[int, str] | None = None) -> list[Ended]:
@@ -125,8 +134,6 @@ def run(folder: pathlib.Path, *options: str, hurt: dict[int, str] | None = None)
       options: of `miras train`.
       hurt: by process what befalls it as "STEP SIGNAL" or "STEP OSError".
     """
-    experiment = folder / "experiment.py"
-    experiment.write_text(EXPERIMENT.format(folder=str(folder)))
-    arguments = ["-m", "miras_jax", "train", str(experiment), *options]
+    arguments = ["-m", "miras_jax", "train", str(write_experiment(folder)), *options]
     hurts = [{"HURT": hurt[i]} if hurt and i in hurt else {} for i in range(2)]
     return run_each([arguments] * 2, hurts)

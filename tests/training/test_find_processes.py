@@ -117,6 +117,6 @@ def test_variables_that_cannot_be(environ):
     environ(**GIVEN | {"MIRAS_PROCESS_INDEX": "one"})
     with pytest.raises(UserError, match="MIRAS_PROCESS_INDEX must be a number, got 'one'"):
         find(ProcessesConfig())
-    environ(**{name: "" for name in GIVEN}, **SLURM | {"SLURM_NTASKS": "many"})
+    environ(**dict.fromkeys(GIVEN, ""), **SLURM | {"SLURM_NTASKS": "many"})
     with pytest.raises(UserError, match=r"processes of this SLURM job .*; name them with --proc"):
         find(ProcessesConfig())

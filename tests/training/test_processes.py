@@ -4,13 +4,25 @@ import dataclasses
 import pathlib
 import re
 import shutil
+import sys
 
 import numpy as np
 import pytest
 
 from miras_jax.training import MeshConfig, train
-from tests.training.job import ended, free_port, python, run, run_each, started
+from tests.training.job import (
+    ROOT,
+    ended,
+    free_port,
+    run,
+    run_each,
+    start,
+    started,
+    write_experiment,
+)
 from tests.training.toy import records, toy, write_text
+
+SCRIPT = ROOT / "experiments" / "launch" / "workstation.sh"
 
 
 def steps_on_disk(config) -> list[int]:
@@ -40,17 +52,21 @@ def single(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """A finished run of two processes, and what they said."""
+    """A finished run of two processes that the launch script has started, and what they said."""
     config = toy(tmp_path_factory.mktemp("two"))
-    return config, run(pathlib.Path(config.directory).parent)
+    experiment = write_experiment(pathlib.Path(config.directory).parent)
+    variables = {"PROCESSES": "2", "PORT": str(free_port())}
+    variables["MIRAS"] = f"{sys.executable} -m miras_jax"
+    with started([start(["bash", str(SCRIPT), str(experiment)], variables)]) as (script,):
+        return config, ended(script)
 
 
 def test_two_processes_are_as_one(finished, single):
-    config, ends = finished
-    assert [end.code for end in ends] == [0, 0], ends
+    config, end = finished
+    assert end.code == 0, end
     assert_same_run(records(config), single)
-    assert "2 of 2 cpu device(s)" in ends[0].said
-    assert "step" not in ends[1].said  # process 0 speaks for both
+    assert "2 of 2 cpu device(s)" in end.said
+    assert end.said.count("step 6/6  loss") == 1  # process 0 speaks for both
     assert steps_on_disk(config) == [2, 4, 6]
 
 
@@ -168,7 +184,7 @@ def test_nobody_answers():
         "from miras_jax.training import ProcessesConfig as C; from miras_jax.training.processes"
         f" import join; join(C('localhost:{port}', 2, 1, join_timeout=2)).__enter__()"
     )
-    with started([python(["-c", code], {})]) as (process,):
+    with started([start([sys.executable, "-c", code], {})]) as (process,):
         end = ended(process)
     assert end.code == 2
     assert f"nobody answers at localhost:{port}: see that process 0 runs there" in end.said
