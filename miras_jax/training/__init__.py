@@ -9,7 +9,13 @@ from miras_jax.training.config import (
     OptimizerConfig,
     TrainConfig,
 )
-from miras_jax.training.errors import DivergedError, StoppedError, UserError
+from miras_jax.training.errors import (
+    DivergedError,
+    InputError,
+    SaveError,
+    StoppedError,
+    UserError,
+)
 from miras_jax.training.loop import train
 
 __all__ = [
@@ -17,9 +23,11 @@ __all__ = [
     "DataConfig",
     "DivergedError",
     "EvaluationConfig",
+    "InputError",
     "LogConfig",
     "MeshConfig",
     "OptimizerConfig",
+    "SaveError",
     "StoppedError",
     "TrainConfig",
     "UserError",
