@@ -34,8 +34,10 @@ class Parser(argparse.ArgumentParser):
 def main(argv: list[str] | None = None) -> int:
     """Runs one command and returns its exit code.
 
-    0: done; 1: the training diverged; 2: a bad request; 130 or 143: stopped by a signal, and saved;
-    141: nobody reads the output any more (training goes on all the same).
+    0: done; 1: the training diverged; 2: a bad request; 3: a checkpoint or a record could not be
+    written; 4: the data did not come or could not be read; 130 or 143: stopped by a signal, and
+    saved; 141: nobody reads the output any more (training goes on all the same). A source that
+    hangs ends the process here, with 4.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a model may write what the terminal cannot show
@@ -60,6 +62,9 @@ def main(argv: list[str] | None = None) -> int:
         kind = "error: " if code < 128 else ""
         if not getattr(error, "quiet", False):  # process 0 of a job says it
             print(f"miras: {kind}{' '.join(str(error).split())}", file=sys.stderr)
+        if getattr(error, "stuck", False):  # a thread reads for ever, and Python would wait for it
+            sys.stdout.flush()
+            os._exit(code)
         return code
 
 

@@ -10,7 +10,13 @@ from miras_jax.training.config import (
     ProcessesConfig,
     TrainConfig,
 )
-from miras_jax.training.errors import DivergedError, StoppedError, UserError
+from miras_jax.training.errors import (
+    DivergedError,
+    InputError,
+    SaveError,
+    StoppedError,
+    UserError,
+)
 from miras_jax.training.loop import train
 
 __all__ = [
@@ -18,10 +24,12 @@ __all__ = [
     "DataConfig",
     "DivergedError",
     "EvaluationConfig",
+    "InputError",
     "LogConfig",
     "MeshConfig",
     "OptimizerConfig",
     "ProcessesConfig",
+    "SaveError",
     "StoppedError",
     "TrainConfig",
     "UserError",

@@ -41,7 +41,7 @@ from miras_jax.training.trainable import make_model
 # A checkpoint that differs in one of these belongs to another run. The optimizer, the mesh and the
 # number of steps may change half way, and the same text may be found at another place.
 IDENTITY = ("model", "data", "seed", "corpus", "start", "trainable")
-HARMLESS = ("model.remat", "data.source", "data.validation", "corpus.name")
+HARMLESS = ("model.remat", "data.source", "data.validation", "data.timeout", "corpus.name")
 
 HALF_WRITTEN = (
     "*.orbax-checkpoint-tmp*"  # as orbax names a checkpoint's folder until it is complete
@@ -106,7 +106,8 @@ def open_checkpoints(config: TrainConfig) -> Iterator[ocp.training.Checkpointer]
         try:
             yield checkpoints
         except BaseException:
-            with contextlib.suppress(Exception):  # why the run ends is said already
+            # Why the run ends is said already.
+            with contextlib.suppress(SaveError), _failed_saves(root):
                 checkpoints.close()
             raise
         with _failed_saves(root):

@@ -23,9 +23,18 @@ class SaveError(RuntimeError):
 
 
 class InputError(RuntimeError):
-    """The data did not come, or could not be read, while training; its cause is chained."""
+    """The data did not come, or could not be read, while training; its cause is chained.
+
+    Attributes:
+      stuck: a thread still reads, perhaps for ever. Python waits for such threads before it ends;
+        `miras` does not.
+    """
 
     exit_code = 4
+
+    def __init__(self, message: str, stuck: bool = False):
+        super().__init__(message)
+        self.stuck = stuck
 
 
 class StoppedError(RuntimeError):

@@ -211,7 +211,8 @@ def train(
                 save(saved := before)
             checkpoint.wait(checkpoints)
             raise InputError(
-                f"{error}; saved at step {saved} of {config.steps}; to go on: {command}"
+                f"{error}; saved at step {saved} of {config.steps}; to go on: {command}",
+                stuck=error.stuck,
             ) from error.__cause__
 
     return close(config, corpus, command, generate_command, config.steps, state.params)

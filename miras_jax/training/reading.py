@@ -4,11 +4,8 @@ A thread reads, one batch at a time and only when asked: while it waits the loop
 place in the data is noted after every batch, so that it can be saved while a read is under way.
 """
 
-import os
 import queue
-import sys
 import threading
-import time
 import traceback
 from collections.abc import Iterator
 from typing import Any
@@ -16,8 +13,6 @@ from typing import Any
 import numpy as np
 
 from miras_jax.training.errors import InputError
-
-GRACE = 2.0  # seconds that threads which still read have to end, when the process does
 
 
 class Reader:
@@ -54,10 +49,10 @@ class Reader:
         try:
             batch, place, error = self._read.get(timeout=self._timeout)
         except queue.Empty:
-            _end_with(InputError.exit_code)
             raise InputError(
                 f"step {step}: no batch came from data.source {self._source!r} within data.timeout"
-                f" {self._timeout:g} s"
+                f" {self._timeout:g} s",
+                stuck=True,
             ) from None
         if error is not None:
             raise InputError(
@@ -84,19 +79,3 @@ def _where(error: BaseException) -> str:
     """Returns " (FILE, line N)", where the error was raised."""
     frames = traceback.extract_tb(error.__traceback__)
     return f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
-
-
-def _end_with(code: int) -> None:
-    """Ends the process with `code` when its main thread is done, although other threads hang.
-
-    Python waits for the threads of pools before it ends, and one may read from a dead file system.
-    """
-
-    def end() -> None:
-        threading.main_thread().join()
-        time.sleep(GRACE)
-        for stream in (sys.stdout, sys.stderr):
-            stream.flush()
-        os._exit(code)
-
-    threading.Thread(target=end, name="end", daemon=True).start()

@@ -3,7 +3,9 @@
 import jax
 import pytest
 
+from miras_jax.training import train
 from tests.training.forks import Forks
+from tests.training.toy import toy
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -23,3 +25,11 @@ def forks(tmp_path_factory):
     forks = Forks(tmp_path_factory.mktemp("forks"))
     yield forks
     forks.close()
+
+
+@pytest.fixture(scope="session")
+def finished_toy(tmp_path_factory):
+    """The toy, trained to its end in one go: its folder is only read."""
+    config = toy(tmp_path_factory.mktemp("finished"))
+    train(config)
+    return config

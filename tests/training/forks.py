@@ -9,10 +9,13 @@ import importlib
 import json
 import os
 import pathlib
+import select
+import signal
 import subprocess
 import sys
 from typing import NamedTuple
 
+TIMEOUT = 120  # seconds for a run, of which it takes a few
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
@@ -66,6 +69,11 @@ class Forks:
             "err": str(err),
         }
         print(json.dumps(request), file=self._server.stdin, flush=True)
+        if not select.select([self._server.stdout], [], [], TIMEOUT)[0]:
+            self._server.terminate()  # and with it the process that hangs
+            raise TimeoutError(
+                f"miras {arguments} runs for more than {TIMEOUT} s: {err.read_text()}"
+            )
         code = int(self._server.stdout.readline())
         return Ended(code, out.read_text(), err.read_text())
 
@@ -81,7 +89,9 @@ def serve() -> None:
         request = json.loads(line)
         child = os.fork()
         if not child:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
             run(**request)
+        signal.signal(signal.SIGTERM, lambda *_: os.kill(child, signal.SIGKILL))  # noqa: B023
         _, status = os.waitpid(child, 0)
         print(os.waitstatus_to_exitcode(status), flush=True)
 

@@ -9,10 +9,10 @@ from miras_jax.training import checkpoint, metrics, reading
 
 # What is counted in each phase.
 PHASES = {
-    "start": None,
+    "save": (checkpoint, "save"),
     "read": (reading.Reader, "read"),
     "step": (metrics.Monitor, "push"),
-    "save": (checkpoint, "save"),
+    "start": None,
 }
 
 

@@ -13,21 +13,14 @@ from miras_jax import cli, export
 from miras_jax.training import UserError, train
 from miras_jax.training.checkpoint import load_model
 from miras_jax.training.integrity import MANIFEST, fault, seal
-from tests.training.toy import records, toy
-
-
-@pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory):
-    config = toy(tmp_path_factory.mktemp("uninterrupted"))
-    train(config)
-    return config
+from tests.training.toy import records
 
 
 @pytest.fixture
-def run(uninterrupted, tmp_path):
+def run(finished_toy, tmp_path):
     """A copy of the finished run with checkpoints 2, 4 and 6."""
-    config = dataclasses.replace(uninterrupted, directory=str(tmp_path / "run"))
-    shutil.copytree(uninterrupted.directory, config.directory)
+    config = dataclasses.replace(finished_toy, directory=str(tmp_path / "run"))
+    shutil.copytree(finished_toy.directory, config.directory)
     return config
 
 
@@ -55,8 +48,8 @@ def weights(path):
     return [np.asarray(x) for x in jax.tree.leaves(load_model(path)[0])]
 
 
-def test_every_change_of_every_file_is_found(uninterrupted, tmp_path):
-    newest = checkpoints(uninterrupted) / "6"
+def test_every_change_of_every_file_is_found(finished_toy, tmp_path):
+    newest = checkpoints(finished_toy) / "6"
     assert fault(newest) is None
     files = [path.relative_to(newest) for path in newest.rglob("*") if path.is_file()]
     assert len(files) > 8
@@ -80,7 +73,7 @@ def test_every_change_of_every_file_is_found(uninterrupted, tmp_path):
     [(truncate, data_file), (flip, data_file), (pathlib.Path.unlink, "_CHECKPOINT_METADATA")],
     ids=["arrays-torn", "arrays-changed", "metadata-deleted"],
 )
-def test_the_run_goes_on_from_the_one_before(run, uninterrupted, capsys, damage, file):
+def test_the_run_goes_on_from_the_one_before(run, finished_toy, capsys, damage, file):
     newest = checkpoints(run) / "6"
     damage(file(newest) if callable(file) else newest / file)
     damaged = sorted(str(path.relative_to(newest)) for path in newest.rglob("*"))
@@ -91,8 +84,8 @@ def test_the_run_goes_on_from_the_one_before(run, uninterrupted, capsys, damage,
     assert said[0].startswith("checkpoint 6 is damaged (")
     assert said[0].endswith(f"moved to {aside}; using {checkpoints(run)}/4")
     assert sorted(str(path.relative_to(aside)) for path in aside.rglob("*")) == damaged
-    assert records(run) == records(uninterrupted)
-    for x, y in zip(weights(run.directory), weights(uninterrupted.directory), strict=True):
+    assert records(run) == records(finished_toy)
+    for x, y in zip(weights(run.directory), weights(finished_toy.directory), strict=True):
         np.testing.assert_array_equal(x, y)
 
 

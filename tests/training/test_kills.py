@@ -31,7 +31,7 @@ config = toy(
 
 
 @pytest.mark.parametrize(
-    ("kills", "steps", "soonest"), [(5, 50, 7), pytest.param(60, 600, 1, marks=pytest.mark.nightly)]
+    ("kills", "steps", "soonest"), [(5, 70, 7), pytest.param(60, 600, 1, marks=pytest.mark.nightly)]
 )
 def test_killed_and_restarted_equals_uninterrupted(forks, tmp_path, kills, steps, soonest):
     seed = int(os.environ.get("MIRAS_KILL_SEED") or random.randrange(2**32))

@@ -1,0 +1,90 @@
+"""A source that stalls or fails: the run says at which step, saves, and can go on."""
+
+import threading
+
+import pytest
+
+from miras_jax.training import InputError, loop, reading, train
+from tests.training.test_full_disk import experiment
+from tests.training.toy import records, toy
+
+
+class Counting:
+    """An iterator whose batch and state is how many were read; what `act` does, happens first."""
+
+    def __init__(self, act=lambda number: None):
+        self.read, self.act = 0, act
+
+    def __next__(self):
+        self.act(self.read)
+        self.read += 1
+        return self.read
+
+    def get_state(self):
+        return self.read
+
+
+def test_the_place_is_that_of_the_last_batch_returned():
+    go = threading.Event()
+
+    def stall(number):
+        if number == 2:
+            go.wait()
+
+    with reading.Reader(Counting(stall), 0.2, "SOURCE") as reader:
+        assert reader.get_state() == 0
+        assert [reader.read(1), reader.read(2)] == [1, 2]
+        with pytest.raises(InputError, match=r"step 3: no batch .* 'SOURCE' .*timeout 0\.2 s"):
+            reader.read(3)
+        go.set()  # that batch comes after all: nobody was given it
+        assert reader.get_state() == 2
+
+
+@pytest.mark.parametrize("timeout", [0, None])
+def test_without_a_limit_it_waits(timeout):
+    with reading.Reader(
+        Counting(lambda number: threading.Event().wait(0.1)), timeout, ""
+    ) as reader:
+        assert reader.read(1) == 1
+
+
+def test_a_failing_source_saves_and_keeps_the_cause(tmp_path, monkeypatch, finished_toy):
+    config, original = toy(tmp_path), loop.train_iterator
+
+    class Failing:
+        def __init__(self, *arguments, **options):
+            self.inner, self.read = original(*arguments, **options), 0
+
+        def __next__(self):
+            self.read += 1
+            if self.read == 4:
+                raise OSError(5, "Input/output error", "/data/shard-3")
+            return next(self.inner)
+
+        def __getattr__(self, name):
+            return getattr(self.inner, name)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "train_iterator", Failing)
+        said = r"step 4: .*: OSError: .*/data/shard-3' \(.*test_reading.py, line \d+\); saved"
+        with pytest.raises(InputError, match=said) as error:
+            train(config, command="COMMAND")
+    assert str(error.value).endswith("saved at step 3 of 6; to go on: COMMAND")
+    assert error.value.__cause__.errno == 5
+    train(config)
+    assert records(config) == records(finished_toy)
+
+
+def test_a_stalled_source_ends_the_process(forks, tmp_path, finished_toy):
+    """Not even threads that read for ever keep it."""
+    path, config = experiment(tmp_path)
+    # Four windows are read ahead: with those of five batches, three have come for certain.
+    stall = {"before": "tests.training.faulty:stall", "options": {"reads": 8 * 4 + 4}}
+    ended = forks.miras("train", path, "--data.timeout", "3", **stall)
+    assert ended.code == 4, ended
+    said = ended.err.splitlines()[-1]
+    assert said.startswith("miras: error: step 5: no batch came from data.source")
+    assert "within data.timeout 3 s; saved at step 4 of 6; to go on: " in said
+    assert "Traceback" not in ended.err
+    assert forks.miras("train", path).code == 0
+    assert records(config) == records(finished_toy)
