@@ -1,4 +1,4 @@
-"""The command line: `miras train`, `tokenize`, `generate`, `inspect`, `report`, `export` and `zoo`.
+"""The command line: `miras train`, `finetune`, `tokenize`, `generate`, `inspect`, `report`, `export` and `zoo`.
 
 What is wrong with a request is said in one line on stderr, with exit code 2; a traceback is a bug
 of the library. JAX is imported by the commands that need it, so that `--help` answers at once.
@@ -19,7 +19,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 import miras_jax
-from miras_jax import export_cli, report_cli, tokenize_cli
+from miras_jax import export_cli, finetune_cli, report_cli, tokenize_cli
 
 
 class Parser(argparse.ArgumentParser):
@@ -83,6 +83,7 @@ def parser() -> Parser:
     )
     command.set_defaults(run=train)
 
+    finetune_cli.add_command(commands, **style)
     tokenize_cli.add_command(commands, **style)
 
     command = commands.add_parser(
@@ -156,28 +157,11 @@ def train(arguments: argparse.Namespace) -> int:
     experiment, overrides = arguments.experiment, arguments.overrides
     default = load_experiment(experiment)
 
-    import tyro
-
     from miras_jax import training
 
-    said = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(said):
-            config = tyro.cli(
-                tyro.conf.AvoidSubcommands[training.TrainConfig],
-                default=default,
-                args=overrides,
-                prog=f"miras train {experiment}",
-            )
-    except SystemExit as end:
-        if not end.code:
-            raise  # --help
-        raise training.UserError(
-            f"{_one_line(said.getvalue()).rstrip('.')}; see miras train {experiment} --help"
-        ) from None
-
-    again = [*_program(), "train", experiment, *_without(overrides, "--steps")]
-    sample = [*_program(), "generate", config.directory]
+    config = parse_config(default, overrides, f"miras train {experiment}")
+    again = [*program(), "train", experiment, *without(overrides, "--steps")]
+    sample = [*program(), "generate", config.directory]
     if config.model.memory not in miras_jax.zoo.PUBLISHED:
         sample += ["--experiment", experiment]
     training.train(config, command=shlex.join(again), generate_command=shlex.join(sample))
@@ -285,6 +269,28 @@ def describe(name: str) -> int:
     return 0
 
 
+def parse_config(default, words: list[str], name: str):
+    """Returns the configuration `default` with what `words` change, parsed by tyro.
+
+    Raises:
+      UserError: the words make no configuration; names the command `name`.
+    """
+    import tyro
+
+    from miras_jax.training import UserError
+
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(
+                tyro.conf.AvoidSubcommands[type(default)], default=default, args=words, prog=name
+            )
+    except SystemExit as end:
+        if not end.code:
+            raise  # --help
+        raise UserError(f"{_one_line(said.getvalue()).rstrip('.')}; see {name} --help") from None
+
+
 def load_experiment(path: str):
     """Runs a Python file and returns the TrainConfig that it binds to `config`.
 
@@ -324,7 +330,7 @@ def _print_table(table) -> None:
     print(text.get(), end="")  # rich would end the process with 1 where nobody reads
 
 
-def _program() -> list[str]:
+def program() -> list[str]:
     """Returns how this program can be called again from here."""
     if shutil.which("miras"):
         return ["miras"]
@@ -333,7 +339,7 @@ def _program() -> list[str]:
     return [sys.executable, "-m", "miras_jax"]
 
 
-def _without(overrides: list[str], option: str) -> list[str]:
+def without(overrides: list[str], option: str) -> list[str]:
     """Drops `option VALUE` and `option=VALUE`."""
     kept, skip = [], False
     for word in overrides:

@@ -7,6 +7,8 @@ from miras_jax.training.config import (
     LogConfig,
     MeshConfig,
     OptimizerConfig,
+    StartConfig,
+    TrainableConfig,
     TrainConfig,
 )
 from miras_jax.training.errors import DivergedError, StoppedError, UserError
@@ -20,8 +22,10 @@ __all__ = [
     "LogConfig",
     "MeshConfig",
     "OptimizerConfig",
+    "StartConfig",
     "StoppedError",
     "TrainConfig",
+    "TrainableConfig",
     "UserError",
     "train",
 ]
