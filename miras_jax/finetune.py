@@ -59,7 +59,10 @@ def defaults(checkpoint: str, source: Source) -> FinetuneConfig:
             f"{checkpoint} is of a model that this version cannot build: {error} If an experiment"
             " registers it, name its file with --experiment."
         ) from error
-    data, optimizer = _fields(DataConfig, source, "data"), _fields(OptimizerConfig, source, "optimizer")
+    data, optimizer = (
+        _fields(DataConfig, source, "data"),
+        _fields(OptimizerConfig, source, "optimizer"),
+    )
     optimizer["learning_rate"] = FULL_RATE * OptimizerConfig(**optimizer).learning_rate
     kept = ("window", "batch_size")
     return FinetuneConfig(
@@ -177,7 +180,12 @@ class _TokenSets:
             out = str(self._folder / f"{len(self._made)}-{name}")
             with TokenizeProgress() as progress:
                 manifest = tokenize(
-                    [path], out, field=self._field(path), watcher=progress, wait=True, **self._options
+                    [path],
+                    out,
+                    field=self._field(path),
+                    watcher=progress,
+                    wait=True,
+                    **self._options,
                 )
             print(
                 f"{out}: {manifest['documents']:,} documents, {manifest['tokens']:,} tokens"

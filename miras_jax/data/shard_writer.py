@@ -103,9 +103,7 @@ class _Digested:
         return self._file.write(data)
 
 
-def _readable(
-    job: Job, pieces: list[Piece], record: dict[str, Any]
-) -> Iterator[tuple[str] | Pair]:
+def _readable(job: Job, pieces: list[Piece], record: dict[str, Any]) -> Iterator[tuple[str] | Pair]:
     """The documents that hold text, in the last of their parts; counts in `record` what is left
     out."""
     for piece in pieces:

@@ -84,7 +84,11 @@ def tokenize(
     others = [source.path for source in found if source.format != "jsonl"]
     if not isinstance(field, str) and others:
         raise DataError(f"{others[0]} is no JSON lines: prompts and completions are read from such")
-    options = {"field": field if isinstance(field, str) else [*field], "records": records, "shard_bytes": shard_bytes}
+    options = {
+        "field": field if isinstance(field, str) else [*field],
+        "records": records,
+        "shard_bytes": shard_bytes,
+    }
     request = {
         "sources": [dataclasses.asdict(source) for source in found],
         "tokenizer": vocabulary.describe(),

@@ -68,6 +68,4 @@ def combine(trained: Any, frozen: Any) -> Any:
         return trained
     first, structure = jax.tree.flatten(trained, is_leaf=lambda x: x is None)
     second = jax.tree.leaves(frozen, is_leaf=lambda x: x is None)
-    return structure.unflatten(
-        [x if y is None else y for x, y in zip(first, second, strict=True)]
-    )
+    return structure.unflatten([x if y is None else y for x, y in zip(first, second, strict=True)])

@@ -86,7 +86,9 @@ def test_text_with_several_held_out_texts() -> None:
     assert [*text.validation] == ["a", "b"]
     assert text.validation["a"].tobytes() != text.validation["b"].tobytes()
     size = Path("valid.jsonl").stat().st_size
-    assert text.text_bytes("a", text.validation["a"].size - 1, 8) == size - 1  # no byte but the first
+    assert (
+        text.text_bytes("a", text.validation["a"].size - 1, 8) == size - 1
+    )  # no byte but the first
     alone = load_text("web.jsonl", "valid.jsonl")
     assert alone.sha256 not in (text.sha256, load_text("web.jsonl").sha256)
 
