@@ -1,4 +1,5 @@
-"""The command line: `miras train`, `plan`, `tokenize`, `generate`, `inspect`, `report`, `export`.
+"""The command line: `miras train`, `finetune`, `plan`, `tokenize`, `generate`, `inspect`, `report`,
+`export` and `zoo`.
 
 What is wrong with a request is said in one line on stderr, with exit code 2; a traceback is a bug
 of the library. JAX is imported by the commands that need it, so that `--help` answers at once.
@@ -20,7 +21,7 @@ from inspect import signature
 from typing import NoReturn
 
 import miras_jax
-from miras_jax import export_cli, plan_cli, report_cli, tokenize_cli
+from miras_jax import export_cli, finetune_cli, plan_cli, report_cli, tokenize_cli
 
 
 class Parser(argparse.ArgumentParser):
@@ -93,6 +94,7 @@ def parser() -> Parser:
     )
     command.set_defaults(run=train)
 
+    finetune_cli.add_command(commands, **style)
     plan_cli.add_command(commands, **style)
     tokenize_cli.add_command(commands, **style)
 
@@ -165,10 +167,10 @@ def parser() -> Parser:
 def train(arguments: argparse.Namespace) -> int:
     """`miras train`."""
     experiment, overrides = arguments.experiment, arguments.overrides
-    config = read_options(load_experiment(experiment), overrides, f"miras train {experiment}")
+    config = parse_config(load_experiment(experiment), overrides, f"miras train {experiment}")
 
-    again = [*_program(), "train", experiment, *_without(overrides, "--steps")]
-    sample = [*_program(), "generate", config.directory]
+    again = [*program(), "train", experiment, *without(overrides, "--steps")]
+    sample = [*program(), "generate", config.directory]
     if config.model.memory not in miras_jax.zoo.PUBLISHED:
         sample += ["--experiment", experiment]
 
@@ -178,33 +180,6 @@ def train(arguments: argparse.Namespace) -> int:
     with join(config.processes):
         training.train(config, command=shlex.join(again), generate_command=shlex.join(sample))
     return 0
-
-
-def read_options(default, overrides: list[str], command: str):
-    """Returns the TrainConfig `default` with the options of a command line.
-
-    Raises:
-      UserError: an option that there is not, or a value that it cannot have.
-    """
-    import tyro
-
-    from miras_jax import training
-
-    said = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(said):
-            return tyro.cli(
-                tyro.conf.AvoidSubcommands[training.TrainConfig],
-                default=default,
-                args=overrides,
-                prog=command,
-            )
-    except SystemExit as end:
-        if not end.code:
-            raise  # --help
-        raise training.UserError(
-            f"{_one_line(said.getvalue()).rstrip('.')}; see {command} --help"
-        ) from None
 
 
 def generate(arguments: argparse.Namespace) -> int:
@@ -308,6 +283,28 @@ def describe(name: str) -> int:
     return 0
 
 
+def parse_config(default, words: list[str], name: str):
+    """Returns the configuration `default` with what `words` change, parsed by tyro.
+
+    Raises:
+      UserError: the words make no configuration; names the command `name`.
+    """
+    import tyro
+
+    from miras_jax.training import UserError
+
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(
+                tyro.conf.AvoidSubcommands[type(default)], default=default, args=words, prog=name
+            )
+    except SystemExit as end:
+        if not end.code:
+            raise  # --help
+        raise UserError(f"{_one_line(said.getvalue()).rstrip('.')}; see {name} --help") from None
+
+
 def load_experiment(name: str):
     """Runs a Python file and returns the TrainConfig that it binds to `config`.
 
@@ -384,7 +381,7 @@ def print_table(table) -> None:
     print(text.get(), end="")  # rich would end the process with 1 where nobody reads
 
 
-def _program() -> list[str]:
+def program() -> list[str]:
     """Returns how this program can be called again from here."""
     if shutil.which("miras"):
         return ["miras"]
@@ -393,7 +390,7 @@ def _program() -> list[str]:
     return [sys.executable, "-m", "miras_jax"]
 
 
-def _without(overrides: list[str], option: str) -> list[str]:
+def without(overrides: list[str], option: str) -> list[str]:
     """Drops `option VALUE` and `option=VALUE`."""
     kept, skip = [], False
     for word in overrides:

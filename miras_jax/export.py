@@ -9,6 +9,8 @@ import json
 import math
 import pathlib
 import shutil
+import types
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -21,6 +23,7 @@ from miras_jax.data.errors import need
 from miras_jax.data.vocabulary import Vocabulary, load_vocabulary
 from miras_jax.decode_program import Decode, lower
 from miras_jax.nn import LanguageModel
+from miras_jax.nn.lora import merge_lora
 from miras_jax.nn.names import from_tensors, tensors
 from miras_jax.training import checkpoint
 from miras_jax.training.errors import UserError
@@ -48,7 +51,7 @@ def save(
     """Writes a model; the folder appears when it is complete.
 
     Args:
-      model: the model.
+      model: the model; matrices of LoRA are added to its kernels.
       folder: where; must not exist, or be empty.
       dtype: of the weights, `float32` as they are or `bfloat16`, rounded to nearest.
       step: updates that the weights have had, if known.
@@ -64,16 +67,9 @@ def save(
         cannot be made as asked.
       DataError: safetensors is not installed.
     """
-    library, out = need("safetensors.numpy", "export"), pathlib.Path(folder).resolve()
-    if dtype not in DTYPES:
-        raise UserError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise UserError(f"{out} holds something already: choose another --out or remove it")
-    weights = {
-        # Not ascontiguousarray, which makes a vector of a number.
-        name: np.asarray(jax.device_get(x), dtype=jnp.dtype(dtype), order="C")
-        for name, x in tensors(model).items()
-    }
+    out = new_folder(folder, dtype)
+    model = merge_lora(model)
+    weights = numbers(tensors(model), dtype)
     vocabulary = vocabulary or load_vocabulary("bytes")
     config = {
         "format": FORMAT,
@@ -91,17 +87,50 @@ def save(
     if decode is not None:
         config["decode"], programs = lower(model, weights, decode)
 
+    write(out, config, WEIGHTS, weights, vocabulary, programs)
+    return config
+
+
+def new_folder(folder: str | pathlib.Path, dtype: str) -> pathlib.Path:
+    """Where to write, once it is known that it can be."""
+    need("safetensors.numpy", "export")
+    out = pathlib.Path(folder).resolve()
+    if dtype not in DTYPES:
+        raise UserError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise UserError(f"{out} holds something already: choose another --out or remove it")
+    return out
+
+
+def numbers(values: Mapping[str, jax.Array], dtype: str) -> dict[str, np.ndarray]:
+    """The arrays on the host, in the type of the file."""
+    # Not ascontiguousarray, which makes a vector of a number.
+    return {
+        name: np.asarray(jax.device_get(x), dtype=jnp.dtype(dtype), order="C")
+        for name, x in values.items()
+    }
+
+
+def write(
+    out: pathlib.Path,
+    config: dict[str, Any],
+    name: str,
+    weights: dict[str, np.ndarray],
+    vocabulary: Vocabulary,
+    programs: Mapping[str, bytes] = types.MappingProxyType({}),
+) -> None:
+    """Writes a folder beside its place, then moves it there."""
     partial = out.with_name(f".{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)  # what a killed process left
     partial.mkdir(parents=True)
-    library.save_file(weights, partial / WEIGHTS, metadata={"format": FORMAT})
-    for name, content in programs.items():
-        (partial / name).write_bytes(content)
+    library = need("safetensors.numpy", "export")
+    library.save_file(weights, partial / name, metadata={"format": config["format"]})
+    for file, content in programs.items():
+        (partial / file).write_bytes(content)
     if vocabulary.content:
         (partial / vocabulary.describe()["file"]).write_bytes(vocabulary.content)
     (partial / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
     partial.replace(out)
-    return config
 
 
 def load(folder: str | pathlib.Path) -> LanguageModel:
@@ -116,12 +145,13 @@ def load(folder: str | pathlib.Path) -> LanguageModel:
     config = read_config(folder)
     shapes = checkpoint.model_shapes(config, folder / CONFIG)
     expected, found = tensors(shapes), read_tensors(folder)
-    _check(folder / WEIGHTS, expected, found)
-    values = [jnp.asarray(found[name], x.dtype) for name, x in expected.items()]
-    return jax.tree.unflatten(jax.tree.structure(shapes), values)
+    check(folder / WEIGHTS, expected, found)
+    return from_tensors(
+        shapes, {name: jnp.asarray(found[name], x.dtype) for name, x in expected.items()}
+    )
 
 
-def _check(path: pathlib.Path, expected: dict[str, Any], found: dict[str, np.ndarray]) -> None:
+def check(path: pathlib.Path, expected: dict[str, Any], found: dict[str, np.ndarray]) -> None:
     """Refuses weights of another model."""
     for name, x in expected.items():
         if name not in found:
@@ -137,8 +167,15 @@ def _check(path: pathlib.Path, expected: dict[str, Any], found: dict[str, np.nda
 
 
 def load_model(path: str | pathlib.Path) -> tuple[LanguageModel, dict[str, Any]]:
-    """As `checkpoint.load_model`, of an exported folder too; the metadata also has the `step`."""
+    """As `checkpoint.load_model`, of an exported folder too; the metadata also has the `step`.
+
+    LoRA that was exported apart is read with the base it names.
+    """
+    from miras_jax import adapter  # which reads its base from here
+
     if (pathlib.Path(path) / CONFIG).is_file():
+        if adapter.is_adapter(path):
+            return adapter.load(path), adapter.read(path)
         return load(path), read_config(path)
     found = checkpoint.find_sound_checkpoint(pathlib.Path(path))
     model, metadata = checkpoint.read_model(found)

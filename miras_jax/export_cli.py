@@ -29,6 +29,17 @@ def add_command(commands, **style) -> None:
         metavar="EXPERIMENT.py",
         help="file to run first, where it registers the model",
     )
+    add(
+        "--lora",
+        choices=("merged", "separate"),
+        help="of a run with LoRA: the whole model with what it learned, or what it learned alone,"
+        " to be read with the base; merged if not given",
+    )
+    add(
+        "--base",
+        metavar="CHECKPOINT",
+        help="base of LoRA that was exported apart; the one it was trained on if not given",
+    )
     add("--stablehlo", action="store_true", help="add the decode step, lowered by jax.export")
     add("--batch", type=int, help="rows of the decode step; one if not given")
     add(
@@ -43,9 +54,10 @@ def add_command(commands, **style) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """`miras export`."""
-    from miras_jax import export
+    from miras_jax import adapter, export
     from miras_jax.cli import load_experiment
     from miras_jax.decode_program import Decode
+    from miras_jax.nn.lora import merge_lora
     from miras_jax.training.errors import UserError
 
     asked = {name: getattr(arguments, name) for name in ("batch", "platforms", "capacity")}
@@ -55,13 +67,29 @@ def run(arguments: argparse.Namespace) -> int:
     decode = Decode(**asked) if arguments.stablehlo else None
     if arguments.experiment:
         load_experiment(arguments.experiment)
-    model, metadata = export.load_model(arguments.checkpoint)
+    if arguments.base is not None:
+        model = adapter.load(arguments.checkpoint, arguments.base)
+        metadata = adapter.read(arguments.checkpoint)
+    else:
+        model, metadata = export.load_model(arguments.checkpoint)
+    vocabulary = export.load_vocabulary_of(arguments.checkpoint, metadata)
+    if arguments.lora == "separate":
+        if arguments.stablehlo or arguments.dtype != "float32":
+            raise UserError("--lora separate has neither --stablehlo nor another --dtype")
+        config = adapter.save(model, arguments.out, metadata, vocabulary=vocabulary)
+        print(
+            f"{arguments.out}: {config['parameter_count']:,} parameters of LoRA of rank"
+            f" {config['trainable']['lora']['rank']}, on top of {config['base']['path']}"
+        )
+        print(f"try it: miras generate {shlex.quote(arguments.out)}")
+        return 0
+    model = merge_lora(model)
     config = export.save(
         model,
         arguments.out,
         dtype=arguments.dtype,
         step=metadata["step"],
-        vocabulary=export.load_vocabulary_of(arguments.checkpoint, metadata),
+        vocabulary=vocabulary,
         packed=bool(metadata.get("packed")),
         decode=decode,
     )

@@ -74,7 +74,7 @@ def run(arguments: argparse.Namespace) -> int:
     parser = options_parser(experiment)
     if {"-h", "--help"} & set(words):
         print(parser.format_help())
-        cli.read_options(default, ["--help"], f"miras train {experiment}")
+        cli.parse_config(default, ["--help"], f"miras train {experiment}")
     own, overrides = parser.parse_known_args(words)
 
     from miras_jax.planning.advice import advise
@@ -89,7 +89,7 @@ def run(arguments: argparse.Namespace) -> int:
     if not own.timeout > 0:
         raise UserError(f"--timeout must be positive, got {own.timeout}")
     topology = parse(own.topology)
-    config = cli.read_options(default, overrides, f"miras plan {experiment}")
+    config = cli.parse_config(default, overrides, f"miras plan {experiment}")
     chosen = any(word.startswith("--mesh.") for word in overrides)
     config, note = fit_mesh(config, topology, chosen=chosen)
     options = Options(experiment, own.packed, own.mfu, own.timeout)

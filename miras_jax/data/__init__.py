@@ -9,7 +9,7 @@ from miras_jax.data.sources import Corpus, load_corpus
 from miras_jax.data.storage import Folder
 from miras_jax.data.tokenization import tokenize
 from miras_jax.data.tokenizer import ByteTokenizer, Tokenizer
-from miras_jax.data.training_text import TrainingText, keep_vocabulary, load_text
+from miras_jax.data.training_text import TrainingText, keep_vocabulary, load_text, too_long
 from miras_jax.data.vocabulary import Vocabulary, load_vocabulary, saved_vocabulary
 
 __all__ = [
@@ -32,6 +32,7 @@ __all__ = [
     "order1_entropy",
     "saved_vocabulary",
     "tokenize",
+    "too_long",
     "train_iterator",
     "validation_batches",
 ]

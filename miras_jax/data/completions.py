@@ -72,6 +72,16 @@ class ExampleRows:
         before = [np.concatenate([[0], np.cumsum(x)])[self._starts] for x in (kept, found)]
         return float(np.interp(targets, *before))
 
+    def note(self) -> str:
+        """Says how many examples do not fit into a row; empty where all do."""
+        if not self.cut + self.left_out:
+            return ""
+        return (
+            f"{self._tokens.folder}: of {self.examples:,} examples {self.cut:,} are cut at the end"
+            f" of the window of {self._window:,} tokens, and {self.left_out:,} left out, whose"
+            " prompts fill it"
+        )
+
 
 def batches(
     rows: ExampleRows, batch_size: int, limit: int | None
@@ -83,14 +93,3 @@ def batches(
         found += [empty] * (batch_size - len(found))
         names = ("tokens", "mask", "segment_ids")
         yield {name: np.stack([row[name] for row in found]) for name in names}
-
-
-def note(rows: ExampleRows, window: int) -> str:
-    """Says how many examples do not fit into a row; empty where all do."""
-    if not rows.cut + rows.left_out:
-        return ""
-    return (
-        f"{rows.cut + rows.left_out:,} of {rows.examples:,} examples are longer than the window of"
-        f" {window:,} tokens: {rows.cut:,} cut at its end, {rows.left_out:,} left out for the"
-        " length of their prompts"
-    )

@@ -39,14 +39,14 @@ class Job:
 
     out: str
     tokenizer: str
-    separator: str | None
+    separator: str | int | None
     field: str | tuple[str, str]
     records: str
     strict: bool
 
 
 @functools.cache
-def _vocabulary(tokenizer: str, separator: str | None) -> Vocabulary:
+def _vocabulary(tokenizer: str, separator: str | int | None) -> Vocabulary:
     return load_vocabulary(tokenizer, separator)
 
 

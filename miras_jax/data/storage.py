@@ -185,12 +185,15 @@ class Folder:
             Path(self._at(name)).unlink(missing_ok=True)
 
     @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self, wait: bool = False) -> Iterator[None]:
         """Keeps other processes out, where the file system can: not behind a URL, nor on some
         network disks. A lock ends with its process, even killed.
 
+        Args:
+          wait: whether to wait while another process holds it.
+
         Raises:
-          DataError: another process holds it.
+          DataError: another process holds it, without `wait`.
         """
         if is_remote(self.path):
             yield
@@ -198,7 +201,7 @@ class Folder:
         handle = os.open(self.path, os.O_RDONLY)
         try:
             try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             except BlockingIOError:
                 raise DataError(f"another process is writing in {self.path}") from None
             except OSError:

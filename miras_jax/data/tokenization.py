@@ -40,7 +40,7 @@ def tokenize(
     out: str,
     *,
     tokenizer: str = "bytes",
-    separator: str | None = None,
+    separator: str | int | None = None,
     field: str | tuple[str, str] = "text",
     format_: str = "auto",
     records: str = "example",
@@ -48,6 +48,7 @@ def tokenize(
     workers: int | None = None,
     strict: bool = False,
     watcher: Watcher | None = None,
+    wait: bool = False,
 ) -> dict[str, Any]:
     """Makes a token set, or finishes one that was begun.
 
@@ -63,6 +64,7 @@ def tokenize(
       workers: processes; None takes one a processor.
       strict: whether the first corrupt line or record ends it; else they are counted.
       watcher: is told how far it has come.
+      wait: whether to wait while another process makes it, and take what that made.
 
     Returns:
       The manifest.
@@ -94,7 +96,7 @@ def tokenize(
     }
     folder = Folder(out)
     folder.make()
-    with folder.locked():
+    with folder.locked(wait):
         if MANIFEST in folder.names():
             manifest = _finished(folder, request)
             _check_strict(strict, manifest)

@@ -58,6 +58,13 @@ class TrainingText:
         return float(np.count_nonzero(tokens[1 : 1 + targets] != self.vocabulary["separator"]))
 
 
+def too_long(text: TrainingText, window: int) -> str:
+    """A line for each part whose examples do not all fit into a window; empty where all do."""
+    parts = [tokens for tokens, _ in text.parts] + [*text.validation.values()]
+    notes = [ExampleRows(tokens, window).note() for tokens in parts if is_completions(tokens)]
+    return "".join(f"\n{note}" for note in notes if note)
+
+
 def load_text(
     source: str | Sequence[str], validation: str | Sequence[str] | None = None
 ) -> TrainingText:

@@ -47,7 +47,7 @@ class Vocabulary:
         }
 
 
-def load_vocabulary(name: str, separator: str | None = None) -> Vocabulary:
+def load_vocabulary(name: str, separator: str | int | None = None) -> Vocabulary:
     """Loads a vocabulary.
 
     Args:
@@ -182,7 +182,7 @@ class SentencePieceTokenizer:
         return decode_pieces(self._library.decode, ids, self.separator)
 
 
-def _no_separator(name: str, separator: str | None) -> str:
+def _no_separator(name: str, separator: str | int | None) -> str:
     if separator is None:
         return f"{name} marks no end of text: name the token to put between documents, --separator"
     return f"{name} has no token {separator!r} to put between documents"

@@ -48,7 +48,7 @@ class LoraConfig:
 
     @property
     def scale(self) -> float:
-        """What the product of the matrices is multiplied by."""
+        """What the product of the matrices is multiplied by, alpha / rank."""
         return 2.0 if self.alpha is None else self.alpha / self.rank
 
 
@@ -118,12 +118,12 @@ def _adapted(base: nnx.Linear, config: LoraConfig, key: jax.Array) -> LoraLinear
     return layer
 
 
-def merged(values: Mapping[str, jax.Array], config: LoraConfig) -> dict[str, jax.Array]:
+def merged(values: Mapping[str, jax.Array], scale: float) -> dict[str, jax.Array]:
     """The parameters by name with every A B added to its kernel, and without A and B.
 
     Args:
-      values: of a model with or without matrices; all float32.
-      config: with which they were added.
+      values: of a model with or without matrices, float32.
+      scale: alpha / rank, see `LoraConfig.scale`.
     """
     found = {name: x for name, x in values.items() if not name.endswith((A, B))}
     for name in values:
@@ -131,14 +131,16 @@ def merged(values: Mapping[str, jax.Array], config: LoraConfig) -> dict[str, jax
             stem = name.removesuffix(A)
             # In full float32 also where products default to less.
             product = jnp.matmul(values[name], values[stem + B], precision="highest")
-            found[f"{stem}.kernel"] = found[f"{stem}.kernel"] + config.scale * product
+            found[f"{stem}.kernel"] = found[f"{stem}.kernel"] + scale * product
     return found
 
 
-def merge_lora(model: LanguageModel, config: LoraConfig) -> LanguageModel:
-    """A model without matrices that computes the same, up to rounding."""
+def merge_lora(model: LanguageModel) -> LanguageModel:
+    """A model without matrices that computes the same, up to rounding; without any the model."""
+    layers = [layer for _, layer in nnx.iter_modules(model) if isinstance(layer, LoraLinear)]
+    if not layers:
+        return model
     shapes = jax.eval_shape(
         lambda key: LanguageModel(model.config, rngs=nnx.Rngs(key)), jax.random.key(0)
     )
-    values = merged(tensors(model), config)
-    return from_tensors(shapes, values)
+    return from_tensors(shapes, merged(tensors(model), layers[0].scale))

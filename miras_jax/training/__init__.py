@@ -8,6 +8,8 @@ from miras_jax.training.config import (
     MeshConfig,
     OptimizerConfig,
     ProcessesConfig,
+    StartConfig,
+    TrainableConfig,
     TrainConfig,
 )
 from miras_jax.training.errors import (
@@ -30,8 +32,10 @@ __all__ = [
     "OptimizerConfig",
     "ProcessesConfig",
     "SaveError",
+    "StartConfig",
     "StoppedError",
     "TrainConfig",
+    "TrainableConfig",
     "UserError",
     "train",
 ]

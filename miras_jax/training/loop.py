@@ -20,6 +20,7 @@ from miras_jax.data import (
     order0_entropy,
     order1_entropy,
     saved_vocabulary,
+    too_long,
     train_iterator,
     validation_batches,
 )
@@ -336,7 +337,7 @@ def opening(
         f"{config.model.memory}, {parameters:,} parameters; {corpus.description};"
         f" {mesh.size} of {jax.device_count()} {jax.default_backend()} device(s), {shape};"
         f" {'continuing after step ' + str(start) if start else 'starting'} in {config.directory}"
-        f"{nothing_to_diagnose}"
+        f"{nothing_to_diagnose}{too_long(corpus, config.data.window)}"
     )
 
 

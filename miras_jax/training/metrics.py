@@ -37,7 +37,8 @@ class MetricsFile:
     """Appends one JSON object per line and flushes it; every one has `step`.
 
     Records after `step` are dropped on opening, and all at step 0: the run continues from there and
-    will write them again. All fields but `throughput/*` then equal those of a run that was never interrupted.
+    will write them again. All fields but `throughput/*` then equal those of a run that was never
+    interrupted.
 
     Attributes:
       last: the last record of training that was kept; empty if there is none.

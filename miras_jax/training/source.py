@@ -54,16 +54,20 @@ class Source:
         """The LoRA whose matrices are among the weights; an exported folder has merged them."""
         return LoraConfig() if self.is_export else checkpoint.lora_of(self.config)
 
+    @property
+    def files(self) -> pathlib.Path:
+        """The folder of the tokenizer's file: of the run, or the exported one."""
+        return self.folder if self.is_export else self.folder.parent.parent
+
     def vocabulary(self) -> Vocabulary:
         """The vocabulary of its tokens, bytes if nothing says otherwise.
 
         Raises:
           UserError: its file is missing or another one, or its library is not installed.
         """
-        folder = self.folder if self.is_export else self.folder.parent.parent
         try:
             described = self.metadata.get("vocabulary", {"kind": "bytes"})
-            return saved_vocabulary(described, Folder(str(folder)))
+            return saved_vocabulary(described, Folder(str(self.files)))
         except DataError as error:
             raise UserError(str(error)) from error
 

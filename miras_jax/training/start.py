@@ -109,7 +109,7 @@ def _check_fit(
     raise UserError(
         f"start.checkpoint {config.start.checkpoint!r} does not fit: {', '.join(found + of_model)};"
         f" a run may change {', '.join(f'model.{n}' for n in CHANGEABLE)} where no shape changes,"
-        " and takes what fits with --start.partial True"
+        " and takes what fits with --start.partial"
     )
 
 
@@ -142,7 +142,7 @@ def _read(
         for name in (stem + A, stem + B):
             asked[name] = jax.ShapeDtypeStruct(shapes[name], kernel.dtype, sharding=whole)
     places = {name: x.sharding for name, x in wanted.items()}
-    add = jax.jit(lambda values: merged(values, source.lora), out_shardings=places)
+    add = jax.jit(lambda values: merged(values, source.lora.scale), out_shardings=places)
     return add(source.read(asked))
 
 

@@ -15,6 +15,7 @@ from miras_jax.training.state import State
 from miras_jax.training.trainable import combine, split
 
 Batch = dict[str, jax.Array]
+EVERYTHING = TrainableConfig()
 
 # The groups of parameters whose norms are recorded, by path; the first match decides.
 GROUPS: tuple[tuple[str, str], ...] = (
@@ -83,7 +84,7 @@ def train_step(
     accumulation: int = 1,
     shardings: Any = None,
     skip_nonfinite: bool = False,
-    trainable: TrainableConfig = TrainableConfig(),
+    trainable: TrainableConfig = EVERYTHING,
 ) -> tuple[State, dict[str, jax.Array]]:
     """Makes one update from one batch.
 
