@@ -48,7 +48,7 @@ def tokens_of(rows, total):
         ("yaad", 8, 8, (1, 2, 2, 2)),
         ("yaad_h", 4, 16, (1, 1, 4, 1)),
         ("titans_mag", 4, 16, (2, 2, 2, 1)),
-        ("titans_mac", 4, 8, (1, 1, 2, 1)),
+        pytest.param("titans_mac", 4, 8, (1, 1, 2, 1), marks=pytest.mark.slow),
     ],
 )
 def test_loss_and_gradients(name, rows, total, mesh):
