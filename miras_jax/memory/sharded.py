@@ -1,11 +1,11 @@
 """One long sequence over several devices, for memories that have the associative form.
 
 What a device's tokens make of a state is an affine map (`memory/associative.py`), and reading them
-finds it: from zero they leave its offset, and a delta rule that also holds the identity, as K
-further value channels that are told zeros, leaves its matrix. The devices exchange their maps,
-at most K (K + V) numbers a head whatever the length, and each then reads its tokens again, from the
-state that the parts before it leave. Nothing of the length of the sequence moves, and both reads
-are `memorize`, in whatever form is best on the machine.
+finds it: from zero they leave its offset, and of a delta rule, from the identity and told zeros for
+values, its matrix. The devices exchange their maps, at most K (K + V) numbers a head whatever the
+length, and each then reads its tokens again, from the state that the parts before it leave. Nothing
+of the length of the sequence moves, and every read is `memorize`, in whatever form is best on the
+machine.
 """
 
 import dataclasses
@@ -186,26 +186,24 @@ def _map_of_part(memory, params, q, k, v, gates, state, segment_ids) -> Maps:
         options = {"state": begin, "segment_ids": segment_ids}
         return memorize(memory, params, q, k, v, gates, **options)[1].weights
 
-    zeros = jax.tree.map(jnp.zeros_like, state.weights)
+    offsets = end(params, q, k, v, gates, jax.tree.map(jnp.zeros_like, state.weights))
     if not memory.bias.curvature:
-        offsets = end(params, q, k, v, gates, zeros)
         factors = _decays(memory, q, k, v, gates, document_starts(segment_ids, state.segment)[0])
         return {name: Diagonal(*factors[name], offset) for name, offset in offsets.items()}
 
-    ((name, zero),) = zeros.items()
-    size, width = zero.shape[-2:]
+    ((name, offset),) = offsets.items()
+    size = offset.shape[-2]
 
-    def widened(x):
-        return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, size)])
+    def blank(x):
+        return jnp.zeros((*x.shape[:-1], size), x.dtype)
 
-    # What is per value channel is of further values and their factors.
     per_value = {n for n, gate in memory.gates.items() if gate.per == "value"}
-    gates = {n: widened(x) if n in per_value else x for n, x in gates.items()}
-    weights = {n: widened(x) for n, x in params.weights.items()}
-    params = dataclasses.replace(params, weights=weights, value_dim=width + size)
-    identity = jnp.broadcast_to(jnp.eye(size, width + size, width, zero.dtype), widened(zero).shape)
-    after = end(params, q, k, widened(v), gates, {name: identity})[name]
-    return {name: Dense(after[..., width:], after[..., :width])}
+    gates = {n: blank(x) if n in per_value else x for n, x in gates.items()}
+    weights = jax.tree.map(blank, params.weights)
+    params = dataclasses.replace(params, weights=weights, value_dim=size)
+    identity = jnp.broadcast_to(jnp.eye(size, dtype=offset.dtype), blank(offset).shape)
+    matrix = end(params, q, k, blank(v), gates, {name: identity})[name]
+    return {name: Dense(matrix, offset)}
 
 
 def _decays(memory, q, k, v, gates, resets):
