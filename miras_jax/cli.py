@@ -33,8 +33,9 @@ class Parser(argparse.ArgumentParser):
 def main(argv: list[str] | None = None) -> int:
     """Runs one command and returns its exit code.
 
-    0: done; 1: the training diverged; 2: a bad request; 130 or 143: stopped by a signal, and saved;
-    141: nobody reads the output any more (training goes on all the same).
+    0: done; 1: the training diverged; 2: a bad request; 75: another process of the job was lost;
+    130 or 143: stopped by a signal, and saved; 141: nobody reads the output any more (training goes
+    on all the same).
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a model may write what the terminal cannot show
