@@ -25,7 +25,7 @@ PREFIX = "miras/process/"
 LOST = 75  # EX_TEMPFAIL of sysexits.h: the same command may well succeed
 # How errors of jax begin that come of another process or the network; XLA's status codes.
 OF_OTHERS = re.compile(r"(UNKNOWN|UNAVAILABLE|INTERNAL|ABORTED|CANCELLED|DEADLINE_EXCEEDED)\b")
-CONTINUE = "The last checkpoint is whole; start all processes again with the same command to go on."
+CONTINUE = "What was saved is whole; start all processes again with the same command to go on."
 # jax's runtime ends a process whose coordinator is gone, and no Python code runs any more. A shell
 # that is told so by the end of a pipe has the last word.
 LAST_WORD = 'trap "" INT TERM HUP; read -r said || printf "%s\\n" "$1" >&2'
@@ -48,7 +48,7 @@ class Watch(threading.Thread):
         self._coordinator, self._count, self._index = coordinator, count, index
         self._lost_after, self._interval = lost_after, min(2.0, lost_after / 5)
         self._ended = threading.Event()
-        self._speaking = threading.Lock()
+        self._speaking, self._telling = threading.Lock(), threading.Lock()
         self._me = f"process {index} of {count}"
         self._shell: subprocess.Popen | None = None
 
@@ -82,7 +82,7 @@ class Watch(threading.Thread):
         while not self._ended.wait(self._interval):
             beat += 1
             try:
-                self._tell({"beat": beat})
+                self._tell({"beat": beat}, unless_ended=True)
                 signs = self._client.key_value_dir_get(PREFIX)
             except Exception as error:
                 if not self._ended.is_set():
@@ -144,9 +144,11 @@ class Watch(threading.Thread):
     def _say(self, line: str, kind: str = "") -> None:
         os.write(2, f"miras: {kind}{self._me}: {line}\n".encode(errors="replace"))
 
-    def _tell(self, status: dict) -> None:
-        key = f"{PREFIX}{self._index}"
-        self._client.key_value_set(key, json.dumps(status), allow_overwrite=True)
+    def _tell(self, status: dict, unless_ended: bool = False) -> None:
+        with self._telling:  # no sign of life is written over the last word
+            if not (unless_ended and self._ended.is_set()):
+                key = f"{PREFIX}{self._index}"
+                self._client.key_value_set(key, json.dumps(status), allow_overwrite=True)
 
     def _said(self) -> None:
         """No last word is needed."""

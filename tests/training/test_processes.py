@@ -109,7 +109,7 @@ def test_a_killed_process_ends_the_other_and_the_run_goes_on(tmp_path, single, v
     else:  # jax's runtime ends the process, unless the thread is faster
         assert other.code in (-6, 75), other
         assert "coordinator (process 0, localhost" in other.said
-    assert "The last checkpoint is whole; start all processes again" in other.said
+    assert "What was saved is whole; start all processes again" in other.said
     last = steps_on_disk(config)[-1]
     assert last in (2, 4)  # the one of step 4 may still have been being written
     if victim:
