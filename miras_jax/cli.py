@@ -36,9 +36,9 @@ def main(argv: list[str] | None = None) -> int:
     """Runs one command and returns its exit code.
 
     0: done; 1: the training diverged; 2: a bad request; 3: a checkpoint or a record could not be
-    written; 4: the data did not come or could not be read; 130 or 143: stopped by a signal, and
-    saved; 141: nobody reads the output any more (training goes on all the same). A source that
-    hangs ends the process here, with 4.
+    written; 4: the data did not come or could not be read; 75: another process of the job was lost;
+    130 or 143: stopped by a signal, and saved; 141: nobody reads the output any more (training goes
+    on all the same). A source that hangs ends the process here, with 4.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a model may write what the terminal cannot show

@@ -24,7 +24,7 @@ FLAGS = {
     "sbatch": "job-name nodes ntasks-per-node gpus-per-node exclusive time signal requeue open-mode"
     " output",
     # https://slurm.schedmd.com/srun.html
-    "srun": "kill-on-bad-exit wait unbuffered",
+    "srun": "kill-on-bad-exit wait unbuffered cpu-bind",
     # https://slurm.schedmd.com/scontrol.html
     "scontrol": "",
     # https://cloud.google.com/sdk/gcloud/reference/compute/tpus/tpu-vm/ssh

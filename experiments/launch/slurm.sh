@@ -40,8 +40,8 @@ run() {
 
 trap : TERM # of a preemption: srun passes it on, and this script lives to see the exit code
 # The processes end each other, with a reason; srun gives them the time to, instead of killing all
-# when the first one ends.
-run srun --kill-on-bad-exit=0 --wait=0 --unbuffered \
+# when the first one ends. Bound to one core, a process would compile and read text on it alone.
+run srun --kill-on-bad-exit=0 --wait=0 --unbuffered --cpu-bind=none \
   "${miras[@]}" train "$experiment" --processes.lost-after 60 ${options[@]+"${options[@]}"}
 code=$?
 

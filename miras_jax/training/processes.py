@@ -10,7 +10,6 @@ import dataclasses
 import importlib.util
 import os
 import re
-import signal
 import sys
 import threading
 from collections.abc import Iterator, Mapping
@@ -219,5 +218,3 @@ def _initialize(job: Job, config: ProcessesConfig) -> None:
         ) from error
     finally:
         timer.cancel()
-    with contextlib.suppress(ValueError):  # not in the main thread
-        signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))

@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -18,11 +19,13 @@ from collections.abc import Iterator
 
 from jax._src import distributed  # the key-value store of the coordinator has no public name
 
+from miras_jax.training.errors import StoppedError
+
 PREFIX = "miras/process/"
 LOST = 75  # EX_TEMPFAIL of sysexits.h: the same command may well succeed
 # How errors of jax begin that come of another process or the network; XLA's status codes.
 OF_OTHERS = re.compile(r"(UNKNOWN|UNAVAILABLE|INTERNAL|ABORTED|CANCELLED|DEADLINE_EXCEEDED)\b")
-CONTINUE = "The last checkpoint is whole; start all processes again with the same command to go on."
+CONTINUE = "What was saved is whole; start all processes again with the same command to go on."
 # jax's runtime ends a process whose coordinator is gone, and no Python code runs any more. A shell
 # that is told so by the end of a pipe has the last word.
 LAST_WORD = 'trap "" INT TERM HUP; read -r said || printf "%s\\n" "$1" >&2'
@@ -45,14 +48,14 @@ class Watch(threading.Thread):
         self._coordinator, self._count, self._index = coordinator, count, index
         self._lost_after, self._interval = lost_after, min(2.0, lost_after / 5)
         self._ended = threading.Event()
-        self._speaking = threading.Lock()
+        self._speaking, self._telling = threading.Lock(), threading.Lock()
         self._me = f"process {index} of {count}"
         self._shell: subprocess.Popen | None = None
 
     def __enter__(self) -> "Watch":
         global _watch
         word = (
-            f"miras: error: {self._me} was ended by JAX or from outside. If the lines above name"
+            f"miras: error: {self._me}: ended by JAX or from outside. If the lines above name"
             f" another process, or the coordinator (process 0, {self._coordinator}), that one went"
             f" first: see its log. {CONTINUE}"
         )
@@ -79,7 +82,7 @@ class Watch(threading.Thread):
         while not self._ended.wait(self._interval):
             beat += 1
             try:
-                self._tell({"beat": beat})
+                self._tell({"beat": beat}, unless_ended=True)
                 signs = self._client.key_value_dir_get(PREFIX)
             except Exception as error:
                 if not self._ended.is_set():
@@ -110,18 +113,17 @@ class Watch(threading.Thread):
 
     def fail(self, error: BaseException) -> None:
         """Ends the process for an error of its own, and with it the others. Does not return."""
-        if OF_OTHERS.match(str(error)):
-            # Most likely the death of another one, which the thread will name.
+        code = getattr(error, "exit_code", 2 if isinstance(error, OSError) else None)
+        line = " ".join(str(error).split())
+        of_others = OF_OTHERS.match(line) is not None
+        if of_others:  # most likely the death of another one, which the thread will name
+            self._say(f"{line[:300]}; looking for the process that ended")
             time.sleep(self._lost_after + 3 * self._interval)
         with self._speaking:
             self._ended.set()
-            code = getattr(error, "exit_code", 2 if isinstance(error, OSError) else None)
-            line = " ".join(str(error).split())
-            if OF_OTHERS.match(line):
-                code, line = LOST, f"{line} (another process may have ended). {CONTINUE}"
-            elif code is None:
+            if code is None:
                 traceback.print_exception(error)
-                code, line = 1, f"{type(error).__name__}: {line}"
+                code, line = LOST if of_others else 1, f"{type(error).__name__}: {line}"
             with contextlib.suppress(Exception):
                 self._tell({"failed": line, "code": code})
             self._die(line, code)
@@ -132,16 +134,21 @@ class Watch(threading.Thread):
             self._die(line, code)
 
     def _die(self, line: str, code: int) -> None:
-        os.write(2, f"miras: error: {self._me}: {line}\n".encode(errors="replace"))
+        self._say(line, "error: ")
         self._said()
         sys.stdout.flush()
         if self._index == 0:  # the signs are kept here: let the others read the last one
             time.sleep(3 * self._interval)
         os._exit(code)
 
-    def _tell(self, status: dict) -> None:
-        key = f"{PREFIX}{self._index}"
-        self._client.key_value_set(key, json.dumps(status), allow_overwrite=True)
+    def _say(self, line: str, kind: str = "") -> None:
+        os.write(2, f"miras: {kind}{self._me}: {line}\n".encode(errors="replace"))
+
+    def _tell(self, status: dict, unless_ended: bool = False) -> None:
+        with self._telling:  # no sign of life is written over the last word
+            if not (unless_ended and self._ended.is_set()):
+                key = f"{PREFIX}{self._index}"
+                self._client.key_value_set(key, json.dumps(status), allow_overwrite=True)
 
     def _said(self) -> None:
         """No last word is needed."""
@@ -166,5 +173,5 @@ def end_together() -> Iterator[None]:
         _watch.fail(error)
     except KeyboardInterrupt:
         if _watch is not None:
-            _watch.fail(RuntimeError("interrupted"))
+            _watch.fail(StoppedError("interrupted", signal.SIGINT))
         raise

@@ -1,7 +1,7 @@
 """Who the processes of a job are: from flags, from variables, and from what started them."""
 
 import pytest
-from jax._src.clusters import ClusterEnv
+from jax._src.clusters import ClusterEnv, cloud_tpu_cluster
 
 from miras_jax.training import ProcessesConfig, UserError
 from miras_jax.training.processes import CLUSTERS, find
@@ -94,6 +94,17 @@ def test_open_mpi(environ):
     job = find(ProcessesConfig())
     assert job.coordinator.startswith("10.96.0.1:")
     assert (job.count, job.index, job.devices, job.found) == (2, 1, None, "Open MPI")
+
+
+def test_a_tpu_slice_on_gke(environ, monkeypatch):
+    monkeypatch.setattr(cloud_tpu_cluster, "running_in_cloud_tpu_vm", True)
+    environ(TPU_WORKER_HOSTNAMES="localhost,slice-1", TPU_WORKER_ID="1")
+    # Else they are asked of the metadata server of the machine.
+    environ(MEGASCALE_COORDINATOR_ADDRESS="localhost", MEGASCALE_NUM_SLICES="1")
+    environ(MEGASCALE_SLICE_ID="0")
+    job = find(ProcessesConfig())
+    assert job.coordinator.startswith("localhost:")
+    assert (job.count, job.index, job.devices, job.found) == (2, 1, None, "Cloud TPU on GKE")
 
 
 @pytest.mark.parametrize(

@@ -87,7 +87,8 @@ def test_sigterm_to_one_stops_both_at_the_same_step(tmp_path, single):
     assert "stopped and saved at step 5 of 6" in ends[0].said
     assert "stopped and saved" not in ends[1].said
     assert steps_on_disk(config) == [2, 4, 5]
-    ends = run(tmp_path)
+    # On a mesh on which both processes hold every row of the batch.
+    ends = run(tmp_path, "--mesh.fsdp", "1", "--mesh.tensor", "2")
     assert [end.code for end in ends] == [0, 0], ends
     assert "continuing after step 5" in ends[0].said
     assert_same_run(records(config), single)
@@ -101,11 +102,14 @@ def test_a_killed_process_ends_the_other_and_the_run_goes_on(tmp_path, single, v
     assert ends[victim].code == -9
     if victim:  # the coordinator lives, and says it
         assert other.code == 75, other
-        assert "process 0 of 2: process 1 has given no sign of life for 5 s" in other.said
+        assert (
+            "miras: error: process 0 of 2: process 1 has given no sign of life for 5 s"
+            in other.said
+        )
     else:  # jax's runtime ends the process, unless the thread is faster
         assert other.code in (-6, 75), other
         assert "coordinator (process 0, localhost" in other.said
-    assert "The last checkpoint is whole; start all processes again" in other.said
+    assert "What was saved is whole; start all processes again" in other.said
     last = steps_on_disk(config)[-1]
     assert last in (2, 4)  # the one of step 4 may still have been being written
     if victim:
@@ -120,7 +124,7 @@ def test_an_error_of_one_process_ends_both_with_its_words(tmp_path, victim):
     toy(tmp_path)
     ends = run(tmp_path, hurt={victim: "3 OSError"})
     assert [end.code for end in ends] == [2, 2], ends
-    assert f"process {victim} of 2: the disk is gone" in ends[victim].said
+    assert f"miras: error: process {victim} of 2: the disk is gone" in ends[victim].said
     assert f"process {victim} failed: the disk is gone" in ends[1 - victim].said
 
 
