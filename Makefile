@@ -15,8 +15,8 @@ READY := $(VENV)/.ready
 KEEP_PAGES := MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=68719476736 MALLOC_TOP_PAD_=268435456
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test nightly test-latest prove prove-tpu prove-gpu kernels prove-figures lint \
-        bench bench-kernels kernel-errors alignment docs clean
+.PHONY: help setup train test nightly test-latest prove prove-tpu prove-gpu kernels prove-figures \
+        lint bench bench-loop bench-kernels kernel-errors alignment docs clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -72,6 +72,9 @@ lint: $(READY)  ## Check style and formatting
 
 bench: $(READY)  ## Time the memories on this machine
 	$(KEEP_PAGES) $(BIN)/python experiments/bench_memory.py --out docs/results/memories.md
+
+bench-loop: $(READY)  ## Time the training loop beside its compiled step
+	$(BIN)/python experiments/bench_loop.py --out docs/results/loop.md
 
 bench-kernels: $(READY)  ## Time the kernels of this machine's accelerator, or "auto" on its CPU
 	$(KEEP_PAGES) $(BIN)/python experiments/bench_kernels.py --out docs/results/kernels.md

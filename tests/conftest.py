@@ -32,6 +32,14 @@ ENOUGH_MAPS = 25_000
 _finished = 0
 
 
+def pytest_collection_modifyitems(config, items):
+    """Leaves out the nightly tests, unless they are asked for: also beside another -m."""
+    if "nightly" not in (config.option.markexpr or ""):
+        nightly = [item for item in items if item.get_closest_marker("nightly")]
+        items[:] = [item for item in items if item not in nightly]
+        config.hook.pytest_deselected(items=nightly)
+
+
 def pytest_runtest_teardown():
     """Forgets the compiled programs when they have become many, looking at every tenth test."""
     global _finished

@@ -14,6 +14,7 @@ import logging
 import operator
 import pathlib
 import shutil
+import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -119,6 +120,16 @@ def _raised_later(record: logging.LogRecord) -> bool:
     return not (record.exc_info and "orbax" in record.pathname)
 
 
+def _remove_half_written(root: pathlib.Path) -> None:
+    """Gives back the room that it takes; what is still written meanwhile goes at the next start."""
+    for _ in range(10):
+        for half in root.glob(HALF_WRITTEN):
+            shutil.rmtree(half, ignore_errors=True)
+        if not any(root.glob(HALF_WRITTEN)):
+            return
+        time.sleep(0.1)
+
+
 @contextlib.contextmanager
 def _failed_saves(root: pathlib.Path) -> Iterator[None]:
     """Says what could not be written in `root` and why, and removes what is half written."""
@@ -126,8 +137,7 @@ def _failed_saves(root: pathlib.Path) -> Iterator[None]:
         yield
     except Exception as error:  # of whatever kind the library has: a full disk is a ValueError
         if jax.process_index() == 0:
-            for half in root.glob(HALF_WRITTEN):
-                shutil.rmtree(half, ignore_errors=True)
+            _remove_half_written(root)
         raise SaveError(
             f"no checkpoint can be written in {root}: {reason(error)};"
             f" last good checkpoint: {last_good(root.parent)}"

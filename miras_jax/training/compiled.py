@@ -11,6 +11,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from miras_jax.training.errors import SaveError
 
 OPTION = "jax_compilation_cache_dir"
+LEAST = "jax_persistent_cache_min_compile_time_secs"
 
 
 @contextlib.contextmanager
@@ -25,7 +26,8 @@ def keep_compiled(directory: pathlib.Path) -> Iterator[None]:
     cache = directory.absolute() / "compiled"
     if jax.process_index() == 0:  # the one that writes entries, too
         drop_unfinished(cache, directory / "metrics.jsonl")
-    began = time.time_ns()
+    began, least = time.time_ns(), getattr(jax.config, LEAST)
+    jax.config.update(LEAST, 0.0)  # a run has few programs: all are kept, small ones too
     _choose(str(cache))
     try:
         yield
@@ -34,6 +36,7 @@ def keep_compiled(directory: pathlib.Path) -> Iterator[None]:
         raise
     finally:
         _choose(None)
+        jax.config.update(LEAST, least)
 
 
 def drop_unfinished(cache: pathlib.Path, metrics: pathlib.Path) -> None:

@@ -1,9 +1,12 @@
 """Faults of the world round a run: called in its process, before it begins."""
 
+import atexit
 import os
 import resource
 import signal
 import time
+
+import jax
 
 from miras_jax.data import pipeline
 from miras_jax.training import reading
@@ -38,3 +41,17 @@ def stop_after(step: int) -> None:
         return original(self, number)
 
     reading.Reader.read = read
+
+
+def count_programs() -> None:
+    """Says on stdout how many programs were compiled and kept, and how many were found on disk; the
+    folder is that of the run."""
+    jax.config.update("jax_compilation_cache_dir", None)
+    found = {"misses": 0, "hits": 0}
+
+    def note(event: str, **_) -> None:
+        for name in found:
+            found[name] += event == f"/jax/compilation_cache/cache_{name}"
+
+    jax.monitoring.register_event_listener(note)
+    atexit.register(lambda: print(found))

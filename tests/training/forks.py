@@ -15,7 +15,7 @@ import subprocess
 import sys
 from typing import NamedTuple
 
-TIMEOUT = 120  # seconds for a run, of which it takes a few
+TIMEOUT = 600  # seconds for a run, of which it takes a few
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 

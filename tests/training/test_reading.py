@@ -80,11 +80,11 @@ def test_a_stalled_source_ends_the_process(forks, tmp_path, finished_toy):
     path, config = experiment(tmp_path)
     # Four windows are read ahead: with those of five batches, three have come for certain.
     stall = {"before": "tests.training.faulty:stall", "options": {"reads": 8 * 4 + 4}}
-    ended = forks.miras("train", path, "--data.timeout", "3", **stall)
+    ended = forks.miras("train", path, "--data.timeout", "5", **stall)
     assert ended.code == 4, ended
     said = ended.err.splitlines()[-1]
     assert said.startswith("miras: error: step 5: no batch came from data.source")
-    assert "within data.timeout 3 s; saved at step 4 of 6; to go on: " in said
+    assert "within data.timeout 5 s; saved at step 4 of 6; to go on: " in said
     assert "Traceback" not in ended.err
     assert forks.miras("train", path).code == 0
     assert records(config) == records(finished_toy)
