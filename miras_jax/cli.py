@@ -1,4 +1,4 @@
-"""The command line: `miras train`, `finetune`, `tokenize`, `generate`, `inspect`, `report`, `export` and `zoo`.
+"""The command line: `miras train`, `finetune`, `tokenize`, `generate`, `inspect`, `report` and more.
 
 What is wrong with a request is said in one line on stderr, with exit code 2; a traceback is a bug
 of the library. JAX is imported by the commands that need it, so that `--help` answers at once.

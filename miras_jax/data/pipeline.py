@@ -89,9 +89,9 @@ def train_iterator(
       batch_size / process_count, where `index` numbers the windows, part after part; of token sets
       also `"segment_ids": int32 [rows, window]`, not decreasing in a row, of the tokens that are
       read; and where a set is of prompts with completions, `"mask": float32 [rows, window]`, the
-      weights of the targets. `get_state()` is one integer in a dict, the same on every process: the windows that have
-      been read by all of them together. `set_state` resumes exactly there, on any number of
-      processes and with any batch size.
+      weights of the targets. `get_state()` is one integer in a dict, the same on every process: the
+      windows that have been read by all of them together. `set_state` resumes exactly there, on any
+      number of processes and with any batch size.
 
     Raises:
       ValueError: a text shorter than one window, or processes that do not divide the batch.

@@ -11,7 +11,7 @@ from miras_jax.nn import LanguageModel
 from miras_jax.nn.partition import BATCH, constrain
 from miras_jax.training.config import TrainableConfig
 from miras_jax.training.state import State
-from miras_jax.training.trainable import combine, split
+from miras_jax.training.trainable import EVERYTHING, combine, split
 
 Batch = dict[str, jax.Array]
 
@@ -81,7 +81,7 @@ def train_step(
     schedule: optax.Schedule,
     accumulation: int = 1,
     shardings: Any = None,
-    trainable: TrainableConfig = TrainableConfig(),
+    trainable: TrainableConfig = EVERYTHING,
 ) -> tuple[State, dict[str, jax.Array]]:
     """Makes one update from one batch.
 
