@@ -1,4 +1,4 @@
-"""The command line: `miras train`, `finetune`, `tokenize`, `generate`, `inspect`, `report` and more.
+"""The command line: `miras train`, `finetune`, `tokenize`, `generate`, `export` and the others.
 
 What is wrong with a request is said in one line on stderr, with exit code 2; a traceback is a bug
 of the library. JAX is imported by the commands that need it, so that `--help` answers at once.

@@ -12,7 +12,6 @@ from miras_jax.nn.names import name_of, tensors
 from miras_jax.training.config import TrainableConfig
 from miras_jax.training.errors import UserError
 
-
 EVERYTHING = TrainableConfig()
 
 
