@@ -36,9 +36,9 @@ def read_records(path: pathlib.Path) -> list[Record]:
 class MetricsFile:
     """Appends one JSON object per line and flushes it; every one has `step`.
 
-    Records after `step` are dropped on opening, and all at step 0: the run continues from there and
-    will write them again. All fields but `throughput/*` then equal those of a run that was never
-    interrupted.
+    Records after `step` are dropped on opening, and where it is 0 those of step 0 too: the run
+    continues from there and will write them again. All fields but `throughput/*` then equal those
+    of a run that was never interrupted.
 
     Attributes:
       last: the last record of training that was kept; empty if there is none.

@@ -12,10 +12,9 @@ from miras_jax.nn.partition import BATCH, constrain
 from miras_jax.training.config import TrainableConfig
 from miras_jax.training.nonfinite import keep_finite
 from miras_jax.training.state import State
-from miras_jax.training.trainable import combine, split
+from miras_jax.training.trainable import EVERYTHING, combine, split
 
 Batch = dict[str, jax.Array]
-EVERYTHING = TrainableConfig()
 
 # The groups of parameters whose norms are recorded, by path; the first match decides.
 GROUPS: tuple[tuple[str, str], ...] = (

@@ -12,6 +12,8 @@ from miras_jax.nn.names import name_of, tensors
 from miras_jax.training.config import TrainableConfig
 from miras_jax.training.errors import UserError
 
+EVERYTHING = TrainableConfig()
+
 
 def make_model(config: ModelConfig, lora: LoraConfig, key: jax.Array) -> LanguageModel:
     """A new model; LoRA changes none of the other values.
