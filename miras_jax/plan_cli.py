@@ -67,8 +67,11 @@ def options_parser(experiment: str) -> argparse.ArgumentParser:
 
 def run(arguments: argparse.Namespace) -> int:
     """`miras plan`."""
+    import jax
+
     from miras_jax import cli
 
+    jax.config.update("jax_platforms", "cpu")  # an accelerator that is here is left alone
     experiment, words = arguments.experiment, arguments.overrides
     default = cli.load_experiment(experiment)
     parser = options_parser(experiment)

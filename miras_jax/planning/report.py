@@ -51,6 +51,11 @@ def report(plan: Plan) -> Iterator[str | Table]:
     yield from _times(plan, figures)
     yield ""
     yield _verdict(plan)
+    if (taken := plan.held + plan.evaluation) > plan.available:
+        yield (
+            f"Evaluation, which reads a whole batch at once, is estimated at {taken / MiB:,.0f}"
+            " MiB: more than is available."
+        )
 
 
 def _how(plan: Plan) -> str:
