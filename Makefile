@@ -47,7 +47,7 @@ test-latest:  ## Run every test on the newest Python found, in .venv-latest
 	$(MAKE) test PYTHON=$(LATEST) VENV=.venv-latest
 
 # MIRAS_PROVE_ALL=1 compiles every case instead of those for every change.
-prove-tpu:  ## Compile the kernels for TPUs with the real compiler; needs no TPU
+prove-tpu:  ## Compile kernels and whole steps for TPUs with the real compiler; needs no TPU
 	$(MAKE) prove BACKEND=tpu VENV=.venv-tpu EXTRAS=dev,tpu
 
 prove-gpu:  ## Compile the kernels for GPUs down to machine code; needs no GPU
@@ -55,7 +55,7 @@ prove-gpu:  ## Compile the kernels for GPUs down to machine code; needs no GPU
 
 # By row of the zoo, so that a worker compiles all cases of a row in one process.
 prove: $(READY)
-	$(BIN)/python -m pytest --dist loadgroup tests/kernels/test_aot_$(BACKEND).py
+	$(BIN)/python -m pytest --dist loadgroup $(wildcard tests/*/test_aot_$(BACKEND).py)
 
 # The cases of the tests alone: make kernels FIGURES=--every-time
 kernels:  ## Write docs/results/kernels_compiled.md: all cases, hours

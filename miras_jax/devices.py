@@ -54,7 +54,8 @@ def _gpu(name, kind, flops, memory, bandwidth, link, network, page) -> Chip:
 
 
 # "usable" of the TPUs is from the error of a program that is too large ("exceeds available HBM").
-# "link" of the v4: 6 links of 50 GB/s (Jouppi et al., arXiv 2304.01433, Table 4).
+# The v5p is sold with "95 GiB", all of it usable. "link" of the v4: 6 links of 50 GB/s (Jouppi et
+# al., arXiv 2304.01433, Table 4).
 CHIPS = {
     "v4": Chip(
         *("TPU v4", "tpu", ("TPU v4",), 275e12, 32 * GiB, 30.75 * GiB),
@@ -65,7 +66,7 @@ CHIPS = {
         *(0.819e12, 200e9, GOOGLE + "v5e", 4),
     ),
     "v5p": Chip(
-        *("TPU v5p", "tpu", ("TPU v5", "TPU v5p"), 459e12, 95.75 * GiB, 95.74 * GiB),
+        *("TPU v5p", "tpu", ("TPU v5", "TPU v5p"), 459e12, 95.74 * GiB, 95.74 * GiB),
         *(2.765e12, 600e9, GOOGLE + "v5p", 4),
     ),
     "v6e": Chip(

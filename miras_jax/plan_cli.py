@@ -4,8 +4,6 @@ import argparse
 import json
 import pathlib
 
-EPILOG = """every other option is one of miras train and changes the experiment"""
-
 
 def add_command(commands, **style) -> None:
     """Adds the command to the subparsers of the command line."""
@@ -36,8 +34,7 @@ def options_parser(experiment: str) -> argparse.ArgumentParser:
         prog=f"miras plan {experiment}",
         allow_abbrev=False,
         add_help=False,
-        epilog=EPILOG,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        epilog="Every other option is one of miras train and changes the experiment:",
     )
     add = parser.add_argument
     add(
@@ -47,7 +44,7 @@ def options_parser(experiment: str) -> argparse.ArgumentParser:
         help="v4:4x4x4, v5e:16x16, v5p:4x4x4, v6e:16x16 or 7x:4x4x4 (needs the extra tpu); cpu:8;"
         " a100-40gb, a100-80gb, h100, h200 or b200, as in h100:8",
     )
-    add("--mfu", type=float, default=0.4, help="model FLOPs utilization to assume")
+    add("--mfu", type=float, default=0.4, help="model FLOPs utilization to assume, 0 to 1; 0.4")
     add(
         "--packed",
         action=argparse.BooleanOptionalAction,
@@ -55,20 +52,23 @@ def options_parser(experiment: str) -> argparse.ArgumentParser:
         " none, as token sets do",
     )
     add("--json", metavar="FILE", help="write all figures to a file")
-    add("--timeout", type=float, default=1800.0, help="seconds that a compilation may take")
+    add("--timeout", type=float, default=1800.0, help="seconds that a compilation may take; 1800")
     add(
         "--advice",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="plan changes, too, where the experiment does not fit",
+        help="where it does not fit, plan changes too, until one fits; on",
     )
     return parser
 
 
 def run(arguments: argparse.Namespace) -> int:
     """`miras plan`."""
+    import jax
+
     from miras_jax import cli
 
+    jax.config.update("jax_platforms", "cpu")  # an accelerator that is here is left alone
     experiment, words = arguments.experiment, arguments.overrides
     default = cli.load_experiment(experiment)
     parser = options_parser(experiment)

@@ -49,29 +49,46 @@ def temporaries(config: TrainConfig, arrays: Arrays, *, packed: bool, platform: 
       packed: whether rows hold several documents.
       platform: "gpu" or "cpu", which decides the form of the memories.
     """
-    mesh = sizes(config.mesh)
+    mesh, model = sizes(config.mesh), config.model
     rows = config.data.batch_size // (mesh["data"] * mesh["fsdp"] * config.accumulation)
-    model, window = config.model, config.data.window
-    params = jax.eval_shape(lambda key: LanguageModel(model, rngs=nnx.Rngs(key)), jax.random.key(0))
-    batch = {"tokens": jax.ShapeDtypeStruct((rows, window + 1), jnp.int32)}
-    if packed:
-        batch["segment_ids"] = jax.ShapeDtypeStruct((rows, window), jnp.int32)
-    with override(platform=platform):
-        traced = jax.make_jaxpr(jax.value_and_grad(nats, has_aux=True))(params, batch)
-    jaxpr, _ = partial_eval.dce_jaxpr(traced.jaxpr, [True] * len(traced.jaxpr.outvars))
-    # Whole parameters and their gradients are shared out; so are their casts and gathers by layer.
-    shared = {
-        parameter.shape: parameter.device_bytes / (4 * parameter.count)
-        for parameter in arrays.parameters
-    }
-    peak = _peak(jaxpr, shared)
+    gradient = jax.value_and_grad(nats, has_aux=True)
+    jaxpr = _traced(gradient, config, rows, packed, platform)
+    peak = _peak(jaxpr, _shared(arrays))
     # The residual stream lies whole on every device of a tensor axis, the rest is shared out.
-    stream = model.depth * rows * window * model.dim * jnp.dtype(model.dtype).itemsize
+    stream = model.depth * rows * config.data.window * model.dim * jnp.dtype(model.dtype).itemsize
     peak = min(stream, peak) + max(peak - stream, 0) / mesh["tensor"]
     # Sums of gradients over the microbatches, and the embedding, gathered, with its gradient.
     table = 4 * model.vocab_size * model.dim / mesh["tensor"]
     gathered = 2 * table if mesh["fsdp"] > 1 else 0
     return peak + arrays.device_bytes + gathered
+
+
+def evaluation(config: TrainConfig, arrays: Arrays, *, packed: bool, platform: str) -> float:
+    """Estimates the bytes of temporaries of an evaluation step, which reads a batch at once; the
+    arguments as in `temporaries`."""
+    mesh = sizes(config.mesh)
+    rows = config.data.batch_size // (mesh["data"] * mesh["fsdp"])
+    return _peak(_traced(nats, config, rows, packed, platform), _shared(arrays)) / mesh["tensor"]
+
+
+def _traced(function, config: TrainConfig, rows: int, packed: bool, platform: str) -> jex.Jaxpr:
+    """The equations of a function of the model and a batch of so many rows."""
+    window = config.data.window
+    params = jax.eval_shape(
+        lambda key: LanguageModel(config.model, rngs=nnx.Rngs(key)), jax.random.key(0)
+    )
+    batch = {"tokens": jax.ShapeDtypeStruct((rows, window + 1), jnp.int32)}
+    if packed:
+        batch["segment_ids"] = jax.ShapeDtypeStruct((rows, window), jnp.int32)
+    with override(platform=platform):
+        traced = jax.make_jaxpr(function)(params, batch)
+    return partial_eval.dce_jaxpr(traced.jaxpr, [True] * len(traced.jaxpr.outvars))[0]
+
+
+def _shared(arrays: Arrays) -> dict[tuple[int, ...], float]:
+    """The part that a device has of arrays that are shaped like whole parameters: these, and their
+    gradients."""
+    return {row.shape: row.device_bytes / (4 * row.count) for row in arrays.parameters}
 
 
 def _peak(jaxpr: jex.Jaxpr, shared: Mapping[tuple[int, ...], float]) -> float:

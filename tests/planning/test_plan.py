@@ -5,18 +5,23 @@ import json
 import re
 import shlex
 import subprocess
+from pathlib import Path
 
 import pytest
 
 from miras_jax import cli
 from miras_jax.nn import ModelConfig
+from miras_jax.nn.sizes import SIZES
+from miras_jax.plan_cli import options_parser
 from miras_jax.planning import compiling
 from miras_jax.planning.advice import advise, proposals
 from miras_jax.planning.bounds import bounds_of, step_flops
 from miras_jax.planning.collectives import Collective
+from miras_jax.planning.mesh import fit_mesh
 from miras_jax.planning.plan import Options, make_plan
 from miras_jax.planning.topology import parse
 from miras_jax.training import DataConfig, MeshConfig, TrainConfig, UserError
+from miras_jax.training.config import validate
 
 EXPERIMENT = """
 from miras_jax.nn import ModelConfig
@@ -213,3 +218,19 @@ def test_bounds():
     assert bounds_of(config, parse("h100:16"), plan.arrays, [row]).network == 15e9 / 8 / 50e9
     assert bounds_of(config, parse("7x:2x2x2"), plan.arrays, [row]).network == 15e9 / 300e9
     assert bounds_of(config, parse("cpu:8"), plan.arrays, [row]) is None
+
+
+GUIDE = Path(__file__).resolve().parents[2] / "docs" / "plan.md"
+
+
+@pytest.mark.parametrize("line", re.findall(r"^miras plan (.*)$", GUIDE.read_text(), re.MULTILINE))
+def test_commands_of_the_guide(line):
+    """Those that need a TPU's compiler: their options are right up to the compilation."""
+    _, *words = shlex.split(line)
+    own, overrides = options_parser("pretrain.py").parse_known_args(words)
+    default = TrainConfig(model=SIZES["1300m"]("yaad"))
+    config = cli.read_options(default, overrides, "miras plan")
+    config, note = fit_mesh(config, parse(own.topology), chosen=True)
+    validate(config)
+    assert not note
+    assert GUIDE.read_text().count(f"{parse(own.topology).name}: ") == 1, "its table stands there"
