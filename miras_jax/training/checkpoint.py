@@ -33,6 +33,7 @@ from miras_jax.training.integrity import (
     is_checkpoint,
     last_good,
     seal,
+    sealed,
     set_aside,
     steps_in,
 )
@@ -196,7 +197,7 @@ def save(
     Raises:
       SaveError: this one cannot be begun, or the one before could not be written.
     """
-    metadata = {**metadata, "position": data.get_state()}
+    metadata = sealed({**metadata, "position": data.get_state()})
     with _failed_saves(checkpoints.directory):
         checkpoints.save_checkpointables_async(
             step, {"state": state}, force=True, custom_metadata=metadata

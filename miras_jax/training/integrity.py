@@ -3,6 +3,7 @@
 The library that writes the arrays notices a file that is missing or short, but not every changed
 byte: of single bits flipped in the arrays of a small model, it read a third as other weights. So
 every checkpoint gets a manifest before it gets its name, and is held against it before it is used.
+The file of metadata is still written in the background then: ours in it carries its own checksum.
 
 The checksum is CRC-32: it finds every change of up to 32 bits in a row and all but one in four
 billion of the others, at a gigabyte a second and core, on a few threads.
@@ -14,12 +15,14 @@ import os
 import pathlib
 import sys
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 from miras_jax.training.errors import UserError
 
 MANIFEST = "manifest.json"
 METADATA = "_CHECKPOINT_METADATA"  # of the library: our configuration and place are in it
+SEAL = "crc32"  # the name of their checksum there
 BAD = "bad_checkpoints"
 BLOCK = 1 << 22  # bytes that are read at once
 THREADS = 8
@@ -30,15 +33,16 @@ def seal(checkpoint: pathlib.Path) -> None:
     path = checkpoint / MANIFEST
     if path.exists():
         return
-    files = sorted(file for file in checkpoint.rglob("*") if file.is_file())
+    files = [file for file in checkpoint.rglob("*") if file.is_file() and file.name != METADATA]
+    files.sort()
     with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
         checksums = list(pool.map(checksum, files))
     found = {
-        str(file.relative_to(checkpoint)): {"bytes": _size(file), "crc32": crc}
+        str(file.relative_to(checkpoint)): {"bytes": file.stat().st_size, "crc32": crc}
         for file, crc in zip(files, checksums, strict=True)
     }
     fresh = path.with_suffix(".tmp")  # a crash leaves no half manifest
-    fresh.write_text(json.dumps(found, indent=1))
+    fresh.write_text(json.dumps(sealed(found), indent=1))
     os.replace(fresh, path)
 
 
@@ -47,22 +51,29 @@ def fault(checkpoint: pathlib.Path) -> str | None:
 
     One without a manifest, of an earlier version, is held to be sound if it has its metadata.
     """
+    if (wrong := _fault_of_metadata(checkpoint / METADATA)) is not None:
+        return f"{METADATA} {wrong}"
     path = checkpoint / MANIFEST
     if not path.exists():
-        return None if is_checkpoint(checkpoint) else f"{METADATA} is missing"
+        return None
     try:
         expected = json.loads(path.read_bytes())
+        whole = sealed(expected) == expected
         sizes = {
-            checkpoint / name: (each["bytes"], each["crc32"]) for name, each in expected.items()
+            checkpoint / name: (each["bytes"], each["crc32"])
+            for name, each in expected.items()
+            if name != SEAL
         }
     except (ValueError, TypeError, AttributeError, KeyError):
+        whole = False
+    if not whole:
         return f"{MANIFEST} is damaged"
     for file, (size, _) in sizes.items():  # at once, before gigabytes are read
         name = file.relative_to(checkpoint)
         if not file.is_file():
             return f"{name} is missing"
-        if _size(file) != size:
-            return f"{name} has {_size(file)} bytes instead of {size}"
+        if (found := file.stat().st_size) != size:
+            return f"{name} has {found} bytes instead of {size}"
     with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
         for file, found in zip(sizes, pool.map(checksum, sizes), strict=True):
             if found != sizes[file][1]:
@@ -70,27 +81,33 @@ def fault(checkpoint: pathlib.Path) -> str | None:
     return None
 
 
-def checksum(file: pathlib.Path) -> str:
-    """CRC-32 of a file, as eight hexadecimal digits, or why it cannot be read.
+def _fault_of_metadata(file: pathlib.Path) -> str | None:
+    if not file.is_file():
+        return "is missing"
+    try:
+        metadata = json.loads(file.read_bytes())["custom_metadata"] or {}
+        whole = SEAL not in metadata or sealed(metadata) == metadata
+    except (OSError, ValueError, TypeError, AttributeError, KeyError):
+        return "is damaged"
+    return None if whole else "is not what was written"
 
-    Of the metadata, without the time of the commit, which is filled in afterwards.
-    """
+
+def sealed(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Metadata or a manifest with their own checksum, which is made anew."""
+    content = {name: value for name, value in metadata.items() if name != SEAL}
+    return {**content, SEAL: f"{zlib.crc32(json.dumps(content, sort_keys=True).encode()):08x}"}
+
+
+def checksum(file: pathlib.Path) -> str:
+    """CRC-32 of a file, as eight hexadecimal digits, or why it cannot be read."""
     found = 0
     try:
-        if file.name == METADATA:
-            content = json.loads(file.read_bytes()) | {"commit_timestamp_nsecs": None}
-            found = zlib.crc32(json.dumps(content, sort_keys=True).encode())
-        else:
-            with file.open("rb", buffering=0) as stream:
-                while block := stream.read(BLOCK):
-                    found = zlib.crc32(block, found)
-    except (OSError, ValueError, TypeError) as error:
+        with file.open("rb", buffering=0) as stream:
+            while block := stream.read(BLOCK):
+                found = zlib.crc32(block, found)
+    except OSError as error:
         return f"unreadable: {error}"
     return f"{found:08x}"
-
-
-def _size(file: pathlib.Path) -> int | None:
-    return None if file.name == METADATA else file.stat().st_size
 
 
 def is_checkpoint(path: pathlib.Path) -> bool:

@@ -57,7 +57,7 @@ def test_stops_at_what_is_not_finite(tmp_path, bad):
     with monitor(tmp_path / "metrics.jsonl") as m:
         m.push(1, step_metrics(1.0), np.array([3]))
         m.push(2, step_metrics(bad), np.array([17, 4]))
-        with pytest.raises(DivergedError, match=r"step 2: train/loss is not finite .*: 4, 17$"):
+        with pytest.raises(DivergedError, match=r"step 2: train/loss is not finite .*: 17, 4$"):
             m.drain()
         with pytest.raises(DivergedError, match="step 2: eval/loss"):
             m.evaluation(2, {"eval/loss": bad})
