@@ -154,7 +154,8 @@ def report(found: np.ndarray, arguments) -> str:
         f" ({jax.default_backend()}, jax {jax.__version__}; load average of the machine at the"
         f" end {load}). The command's docstring says how it is measured. The wall is told in"
         " milliseconds that passed, the others in milliseconds of processor time; the main thread's"
-        " surplus in percent of the whole process's bare step.\n\n"
+        " surplus in percent of the whole process's bare step. The wall also tells what else the"
+        " machine does: trust it as far as its quartiles agree.\n\n"
         "| clock | bare step, ms | step in the loop, ms | more | quartiles over the rounds |\n"
         "|---|---|---|---|---|\n" + rows
     )
