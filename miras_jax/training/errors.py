@@ -42,9 +42,10 @@ class StoppedError(RuntimeError):
 
     agreed = True
 
-    def __init__(self, message: str, signum: int):
+    def __init__(self, message: str, signum: int, stuck: bool = False):
         super().__init__(message)
         self.exit_code = 128 + signal.Signals(signum)
+        self.stuck = stuck  # as `InputError`
 
 
 # How the libraries that write say that there is no room, whatever stands round it.

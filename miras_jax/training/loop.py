@@ -124,7 +124,9 @@ def train(
             state, begun_with = begin(config, abstract, corpus)
         else:
             state = init_state(config, abstract)
-        reader = stack.enter_context(Reader(batches, data.timeout, data.source))
+        reader = stack.enter_context(
+            Reader(batches, data.timeout, data.source, lambda: signals.received is not None)
+        )
         ledger = Ledger.restored(checkpoint.saved_metadata(checkpoints).get("ledger", {}))
         advance = jit_step(config, shardings)
         # The backward pass takes twice the products of the forward pass.
@@ -211,6 +213,12 @@ def train(
             if saved < before and jax.process_count() == 1:
                 save(saved := before)
             checkpoint.wait(checkpoints)
+            if signals.received is not None:
+                raise StoppedError(
+                    f"stopped and saved at step {saved} of {config.steps}; to go on: {command}",
+                    signals.received,
+                    stuck=error.stuck,
+                ) from None
             raise InputError(
                 f"{error}; saved at step {saved} of {config.steps}; to go on: {command}",
                 stuck=error.stuck,

@@ -4,15 +4,19 @@ A thread reads, one batch at a time and only when asked: while it waits the loop
 place in the data is noted after every batch, so that it can be saved while a read is under way.
 """
 
+import math
 import queue
 import threading
+import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
 from miras_jax.training.errors import InputError
+
+LOOK_UP = 1.0  # seconds between two looks at whether the run was asked to stop
 
 
 class Reader:
@@ -22,12 +26,18 @@ class Reader:
       batches: has `__next__` and `get_state`, as the iterators of Grain.
       timeout: seconds that a batch may take; None and 0 wait for ever.
       source: what is read, for the messages.
+      stopping: tells whether the run was asked to stop. Then a batch is not waited for any longer.
     """
 
     def __init__(
-        self, batches: Iterator[dict[str, np.ndarray]], timeout: float | None, source: Any
+        self,
+        batches: Iterator[dict[str, np.ndarray]],
+        timeout: float | None,
+        source: Any,
+        stopping: Callable[[], bool] = lambda: False,
     ):
-        self._batches, self._timeout, self._source = batches, timeout or None, source
+        self._batches, self._timeout, self._source = batches, timeout or math.inf, source
+        self._stopping = stopping
         self._place = batches.get_state()
         self._asked: queue.SimpleQueue[bool] = queue.SimpleQueue()
         self._read: queue.SimpleQueue[tuple[Any, Any, BaseException | None]] = queue.SimpleQueue()
@@ -46,14 +56,7 @@ class Reader:
           InputError: it did not come in time, or could not be read; then the cause is chained.
         """
         self._asked.put(True)
-        try:
-            batch, place, error = self._read.get(timeout=self._timeout)
-        except queue.Empty:
-            raise InputError(
-                f"step {step}: no batch came from data.source {self._source!r} within data.timeout"
-                f" {self._timeout:g} s",
-                stuck=True,
-            ) from None
+        batch, place, error = self._answer(step)
         if error is not None:
             raise InputError(
                 f"step {step}: the batch cannot be read from data.source {self._source!r}:"
@@ -61,6 +64,23 @@ class Reader:
             ) from error
         self._place = place
         return batch
+
+    def _answer(self, step: int) -> tuple[Any, Any, BaseException | None]:
+        """Waits for what the thread read; looks up every second."""
+        began, stopping = time.monotonic(), False
+        while True:
+            left = self._timeout - (time.monotonic() - began)
+            try:
+                return self._read.get(timeout=min(max(left, 0.0), LOOK_UP))
+            except queue.Empty:
+                # The batch has a second left to come after a signal: it may come with it.
+                if left <= LOOK_UP or stopping:
+                    limit = "" if stopping else f" within data.timeout {self._timeout:g} s"
+                    raise InputError(
+                        f"step {step}: no batch came from data.source {self._source!r}{limit}",
+                        stuck=True,
+                    ) from None
+                stopping = self._stopping()
 
     def get_state(self) -> Any:
         """The place in the data after the last batch that `read` returned."""

@@ -8,6 +8,7 @@ import pytest
 from miras_jax.nn import ModelConfig
 from miras_jax.training import (
     CheckpointConfig,
+    DataConfig,
     EvaluationConfig,
     LogConfig,
     MeshConfig,
@@ -46,6 +47,11 @@ def test_toy_is_valid(tmp_path):
         ({"optimizer": OptimizerConfig(b2=1.0)}, "optimizer.b2 must be at least 0 and below 1"),
         ({"optimizer": OptimizerConfig(final_fraction=2.0)}, "optimizer.final_fraction"),
         ({"optimizer": OptimizerConfig(warmup_steps=-1)}, "optimizer.warmup_steps"),
+        ({"log": LogConfig(profile_at=-1)}, "log.profile_at must not be negative"),
+        ({"log": LogConfig(profile_steps=0)}, "log.profile_steps must be at least 1"),
+        ({"data": DataConfig(timeout=-1.0)}, "data.timeout must not be negative, got -1"),
+        ({"on_nonfinite": "go"}, "on_nonfinite must be stop or skip, got 'go'"),
+        ({"max_skipped": 0}, "max_skipped must be at least 1"),
         ({"seed": -1}, "seed must be at least 0 and below 4294967296, got -1"),
         ({"seed": 2**32}, "seed must be at least 0 and below 4294967296, got 4294967296"),
     ],

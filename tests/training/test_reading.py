@@ -1,10 +1,15 @@
 """A source that stalls or fails: the run says at which step, saves, and can go on."""
 
+import os
+import re
+import signal
 import threading
 
 import pytest
 
-from miras_jax.training import InputError, loop, reading, train
+from miras_jax import cli
+from miras_jax.training import InputError, SaveError, StoppedError, loop, reading, train
+from tests.training.forks import ROOT
 from tests.training.test_full_disk import experiment
 from tests.training.toy import records, toy
 
@@ -22,6 +27,32 @@ class Counting:
 
     def get_state(self):
         return self.read
+
+
+@pytest.fixture
+def broken_at(monkeypatch):
+    """Calls a function before the batch of a step is read."""
+
+    def watch(step, act):
+        original = loop.train_iterator
+
+        class Broken:
+            def __init__(self, *arguments, **options):
+                self.inner, self.read = original(*arguments, **options), 0
+
+            def __next__(self):
+                self.read += 1
+                if self.read == step:
+                    act()
+                return next(self.inner)
+
+            def __getattr__(self, name):
+                return getattr(self.inner, name)
+
+        monkeypatch.setattr(loop, "train_iterator", Broken)
+        return monkeypatch.undo
+
+    return watch
 
 
 def test_the_place_is_that_of_the_last_batch_returned():
@@ -48,27 +79,31 @@ def test_without_a_limit_it_waits(timeout):
         assert reader.read(1) == 1
 
 
-def test_a_failing_source_saves_and_keeps_the_cause(tmp_path, monkeypatch, finished_toy):
-    config, original = toy(tmp_path), loop.train_iterator
+def test_asked_to_stop_it_does_not_wait_for_a_source_that_stalls(tmp_path, broken_at):
+    go = threading.Event()
 
-    class Failing:
-        def __init__(self, *arguments, **options):
-            self.inner, self.read = original(*arguments, **options), 0
+    def stall():
+        os.kill(os.getpid(), signal.SIGTERM)
+        go.wait()
 
-        def __next__(self):
-            self.read += 1
-            if self.read == 4:
-                raise OSError(5, "Input/output error", "/data/shard-3")
-            return next(self.inner)
+    broken_at(4, stall)
+    with pytest.raises(StoppedError, match="stopped and saved at step 3 of 6") as stop:
+        train(toy(tmp_path))  # the limit is ten minutes
+    go.set()
+    assert (stop.value.exit_code, stop.value.stuck) == (143, True)
 
-        def __getattr__(self, name):
-            return getattr(self.inner, name)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(loop, "train_iterator", Failing)
-        said = r"step 4: .*: OSError: .*/data/shard-3' \(.*test_reading.py, line \d+\); saved"
-        with pytest.raises(InputError, match=said) as error:
-            train(config, command="COMMAND")
+def test_a_failing_source_saves_and_keeps_the_cause(tmp_path, broken_at, finished_toy):
+    config = toy(tmp_path)
+
+    def fail():
+        raise OSError(5, "Input/output error", "/data/shard-3")
+
+    undo = broken_at(4, fail)
+    said = r"step 4: .*: OSError: .*/data/shard-3' \(.*test_reading.py, line \d+\); saved"
+    with pytest.raises(InputError, match=said) as error:
+        train(config, command="COMMAND")
+    undo()
     assert str(error.value).endswith("saved at step 3 of 6; to go on: COMMAND")
     assert error.value.__cause__.errno == 5
     train(config)
@@ -88,3 +123,10 @@ def test_a_stalled_source_ends_the_process(forks, tmp_path, finished_toy):
     assert "Traceback" not in ended.err
     assert forks.miras("train", path).code == 0
     assert records(config) == records(finished_toy)
+
+
+def test_the_guide_lists_the_exit_codes():
+    guide = (ROOT / "docs" / "training.md").read_text()
+    for error, words in ((SaveError, "could not be written"), (InputError, "did not come within")):
+        assert re.search(rf"^\| {error.exit_code} \| .*{words}", guide, re.MULTILINE)
+        assert f"{error.exit_code}: " in cli.main.__doc__
