@@ -2,8 +2,11 @@
 
 import dataclasses
 import json
+import os
 import pathlib
 import shutil
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -273,3 +276,21 @@ def test_what_patterns_trained_is_exported_apart_too(folder, tmp_path):
         tensors(model).items(), jax.tree.leaves(adapter.load(tmp_path / "apart")), strict=True
     ):
         np.testing.assert_array_equal(x, y, err_msg=name)
+
+
+def test_leaves_the_devices_alone_until_the_mesh_is_known(folder):
+    """Else --mesh.devices could not emulate any, and no process could join others."""
+    code = (
+        "import jax, miras_jax.finetune as f; from miras_jax.training.source import open_source;"
+        " f.defaults('run', open_source('run'));"
+        " jax.config.update('jax_num_cpu_devices', 3); print(jax.device_count())"
+    )
+    plain = {
+        **os.environ,
+        "XLA_FLAGS": "",
+        "PYTHONPATH": str(pathlib.Path(cli.__file__).parents[1]),
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, env=plain, capture_output=True, text=True
+    )
+    assert done.stdout == "3\n", done.stderr

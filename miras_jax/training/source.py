@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -121,7 +122,8 @@ def open_source(path: str) -> Source:
     if (folder / exported.CONFIG).is_file():
         return Source(folder, exported.read_config(folder), True)
     found = checkpoint.find_checkpoint(folder)
-    metadata = ocp.metadata(found).custom_metadata or {}
+    # Not by Orbax, which would start the devices: how many there are may not be settled yet.
+    metadata = json.loads((found / "_CHECKPOINT_METADATA").read_text()).get("custom_metadata") or {}
     if "model" not in metadata.get("config", {}):
         raise UserError(f"{found} does not say which model it is of: not of this library")
     return Source(found, metadata, False)
