@@ -35,6 +35,7 @@ def run(arguments: argparse.Namespace) -> int:
     """`miras finetune`."""
     from miras_jax import cli, finetune, zoo
     from miras_jax.training import UserError, train
+    from miras_jax.training.processes import join
     from miras_jax.training.source import open_source
 
     words, experiment = _without_experiment(arguments.overrides)
@@ -62,7 +63,8 @@ def run(arguments: argparse.Namespace) -> int:
     sample = [*cli.program(), "generate", config.directory]
     if config.model.memory not in zoo.PUBLISHED:
         sample += options
-    train(config.run(), command=shlex.join(again), generate_command=shlex.join(sample))
+    with join(config.processes):
+        train(config.run(), command=shlex.join(again), generate_command=shlex.join(sample))
     return 0
 
 
