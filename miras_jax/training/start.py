@@ -35,7 +35,7 @@ class Fit:
 def begin(config: TrainConfig, abstract: State, corpus: TrainingText) -> tuple[State, str]:
     """Makes the first state out of `config.start.checkpoint`.
 
-    Every array is read or born where `abstract` says; nothing is held twice.
+    Every array is read or born where `abstract` says, and no other parameter is made first.
 
     Returns:
       The state, and what was loaded, for people.
@@ -177,6 +177,11 @@ def _check_same_trained(config: TrainConfig, source: Source, abstract: State) ->
                 f" {'.'.join(keys).removesuffix('.value')} is {which}; ask for the same or for a"
                 " fresh optimizer"
             )
+    if source.lora != config.trainable.lora:
+        raise UserError(
+            f"start.optimizer kept needs the LoRA of {where}, {source.lora}, but it is"
+            f" {config.trainable.lora}; ask for the same or for a fresh optimizer"
+        )
 
 
 def _at_the_beginning(state: State) -> State:

@@ -233,6 +233,15 @@ def test_a_run_with_lora_is_merged_where_the_next_has_another(base, lora, tmp_pa
     np.testing.assert_array_equal(tensors(state.params)["blocks.swiglu.up.lora.lora_b"], b)
 
 
+def test_kept_matrices_keep_their_factor(lora, tmp_path):
+    """The same shapes with another alpha would be another model."""
+    config, _ = lora
+    other = TrainableConfig(lora=LoraConfig(rank=2, alpha=1.0))
+    kept = StartConfig(checkpoint=config.directory, optimizer="kept")
+    with pytest.raises(UserError, match=r"kept needs the LoRA of .*alpha=None.*alpha=1\.0"):
+        start(dataclasses.replace(tuned(tmp_path, config, trainable=other), start=kept))
+
+
 def test_old_data_that_is_gone_is_said(base, tmp_path, capsys):
     first, _ = base
     moved = shutil.copytree(first.directory, tmp_path / "moved")
