@@ -13,6 +13,7 @@ import json
 import os
 import pathlib
 import sys
+import time
 import zlib
 from collections.abc import Callable, Iterable
 
@@ -32,7 +33,7 @@ def seal(checkpoint: pathlib.Path) -> None:
         return
     files = sorted(file for file in checkpoint.rglob("*") if file.is_file())
     with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
-        checksums = list(pool.map(checksum, files))
+        checksums = list(pool.map(_settled, files))
     found = {
         str(file.relative_to(checkpoint)): {"bytes": _size(file), "crc32": crc}
         for file, crc in zip(files, checksums, strict=True)
@@ -73,20 +74,31 @@ def fault(checkpoint: pathlib.Path) -> str | None:
 def checksum(file: pathlib.Path) -> str:
     """CRC-32 of a file, as eight hexadecimal digits, or why it cannot be read.
 
-    Of the metadata, without the time of the commit, which is filled in afterwards.
+    Of the metadata, what is ours and what names the kinds: times and statistics may be filled in
+    while, and after, the manifest is written.
     """
     found = 0
     try:
         if file.name == METADATA:
-            content = json.loads(file.read_bytes()) | {"commit_timestamp_nsecs": None}
+            written = json.loads(file.read_bytes())
+            content = {name: written[name] for name in ("item_handlers", "custom_metadata")}
             found = zlib.crc32(json.dumps(content, sort_keys=True).encode())
         else:
             with file.open("rb", buffering=0) as stream:
                 while block := stream.read(BLOCK):
                     found = zlib.crc32(block, found)
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, KeyError) as error:
         return f"unreadable: {error}"
     return f"{found:08x}"
+
+
+def _settled(file: pathlib.Path) -> str:
+    """The checksum; of metadata that are just being written again, when they can be read."""
+    for _ in range(50):
+        if not (found := checksum(file)).startswith("unreadable"):
+            return found
+        time.sleep(0.1)
+    raise OSError(f"{file} is {found}")
 
 
 def _size(file: pathlib.Path) -> int | None:
