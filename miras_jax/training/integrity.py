@@ -14,7 +14,6 @@ import json
 import os
 import pathlib
 import sys
-import time
 import zlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -37,7 +36,7 @@ def seal(checkpoint: pathlib.Path) -> None:
     files = [file for file in checkpoint.rglob("*") if file.is_file() and file.name != METADATA]
     files.sort()
     with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
-        checksums = list(pool.map(_settled, files))
+        checksums = list(pool.map(checksum, files))
     found = {
         str(file.relative_to(checkpoint)): {"bytes": file.stat().st_size, "crc32": crc}
         for file, crc in zip(files, checksums, strict=True)
