@@ -179,7 +179,7 @@ def whole_way(settings: Settings, vocabulary: str, texts: dict[str, Path]) -> di
     run = work / "pretrain"
     experiment = write_experiment(settings, work, load_text(str(work / "train")).vocabulary)
     happened = pretrain(settings, experiment, run)
-    checked = check_batches(settings, work / "train", run)
+    checked = check_batches(settings, work, run)
     figures = {
         "vocabulary": vocabulary,
         "tokens": manifest["tokens"],
@@ -267,15 +267,15 @@ def wait_for_step(run: Path, step: int, processes: list[subprocess.Popen]) -> in
         time.sleep(0.05)
 
 
-def check_batches(settings: Settings, tokens: Path, run: Path) -> int:
+def check_batches(settings: Settings, work: Path, run: Path) -> int:
     """Compares the batch of every step with that of an uninterrupted run; returns how many."""
     logged = {}
     for record in read_records(run / "metrics.jsonl"):
         if "data/index_crc32" in record:
             logged[record["step"]] = record["data/index_crc32"]
-    batches = train_iterator(
-        load_text(str(tokens)).parts, window=settings.window, batch_size=settings.batch_size, seed=0
-    )
+    parts = load_text(str(work / "train"), str(work / "valid")).parts
+    options = {"window": settings.window, "batch_size": settings.batch_size, "seed": 0}
+    batches = train_iterator(parts, **options)
     for step in range(1, settings.steps + 1):
         expected = zlib.crc32(next(batches)["index"].tobytes())
         if logged.get(step) != f"{expected:08x}":

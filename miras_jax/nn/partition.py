@@ -32,7 +32,7 @@ RULES: tuple[tuple[str, P], ...] = (
     (r"(query|key|value|inputs|output_gate|up)\b.*kernel", P("fsdp", "tensor")),  # [dim, H K]
     (r"(output|down)\b.*kernel", P("tensor", "fsdp")),  # [H V, dim]
     (r"(learned|shift)\b", P()),
-    (r"start\b", P("tensor", None, None)),  # [H, inputs, outputs]
+    (r"start\b", P("tensor", None, "fsdp")),  # [H, inputs, outputs]
     (r"norm\b.*(scale|bias)", P()),
 )
 
