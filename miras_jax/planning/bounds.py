@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from miras_jax.planning.arrays import Arrays
 from miras_jax.planning.collectives import Collective
-from miras_jax.planning.mesh import sizes
+from miras_jax.planning.mesh import piece, sizes
 from miras_jax.planning.topology import Topology
 from miras_jax.training.config import TrainConfig
 
@@ -56,8 +56,9 @@ def memory_traffic(config: TrainConfig, arrays: Arrays) -> float:
     width = jnp.dtype(model.dtype).itemsize
     state = 2 * (arrays.device_bytes + arrays.optimizer) + 2 * arrays.device_bytes
     weights = (2 + model.remat) * config.accumulation * arrays.count * width / mesh["tensor"]
-    tokens = config.data.batch_size * config.data.window / (mesh["data"] * mesh["fsdp"])
-    return state + weights + 2 * model.depth * tokens * model.dim * width
+    rows, window = piece(config)
+    stream = config.accumulation * rows * window * model.dim * width
+    return state + weights + 2 * model.depth * stream
 
 
 def bounds_of(

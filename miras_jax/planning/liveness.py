@@ -16,9 +16,9 @@ from flax import nnx
 from jax.interpreters import partial_eval
 
 from kernels_pallas import override
-from miras_jax.nn import LanguageModel
+from miras_jax.nn import LanguageModel, ModelConfig
 from miras_jax.planning.arrays import Arrays
-from miras_jax.planning.mesh import sizes
+from miras_jax.planning.mesh import piece, sizes
 from miras_jax.training.config import TrainConfig
 from miras_jax.training.step import nats
 
@@ -50,12 +50,12 @@ def temporaries(config: TrainConfig, arrays: Arrays, *, packed: bool, platform: 
       platform: "gpu" or "cpu", which decides the form of the memories.
     """
     mesh, model = sizes(config.mesh), config.model
-    rows = config.data.batch_size // (mesh["data"] * mesh["fsdp"] * config.accumulation)
+    rows, window = piece(config)
     gradient = jax.value_and_grad(nats, has_aux=True)
-    jaxpr = _traced(gradient, config, rows, packed, platform)
+    jaxpr = _traced(gradient, config.model, (rows, window), packed, platform)
     peak = _peak(jaxpr, _shared(arrays))
     # The residual stream lies whole on every device of a tensor axis, the rest is shared out.
-    stream = model.depth * rows * config.data.window * model.dim * jnp.dtype(model.dtype).itemsize
+    stream = model.depth * rows * window * model.dim * jnp.dtype(model.dtype).itemsize
     peak = min(stream, peak) + max(peak - stream, 0) / mesh["tensor"]
     # Sums of gradients over the microbatches, and the embedding, gathered, with its gradient.
     table = 4 * model.vocab_size * model.dim / mesh["tensor"]
@@ -66,22 +66,23 @@ def temporaries(config: TrainConfig, arrays: Arrays, *, packed: bool, platform: 
 def evaluation(config: TrainConfig, arrays: Arrays, *, packed: bool, platform: str) -> float:
     """Estimates the bytes of temporaries of an evaluation step, which reads a batch at once; the
     arguments as in `temporaries`."""
-    mesh = sizes(config.mesh)
-    rows = config.data.batch_size // (mesh["data"] * mesh["fsdp"])
-    return _peak(_traced(nats, config, rows, packed, platform), _shared(arrays)) / mesh["tensor"]
+    rows, window = piece(config)
+    jaxpr = _traced(nats, config.model, (rows * config.accumulation, window), packed, platform)
+    return _peak(jaxpr, _shared(arrays)) / config.mesh.tensor
 
 
-def _traced(function, config: TrainConfig, rows: int, packed: bool, platform: str) -> jex.Jaxpr:
-    """The equations of a function of the model and a batch of so many rows."""
-    window = config.data.window
-    params = jax.eval_shape(
-        lambda key: LanguageModel(config.model, rngs=nnx.Rngs(key)), jax.random.key(0)
-    )
-    batch = {"tokens": jax.ShapeDtypeStruct((rows, window + 1), jnp.int32)}
+def _traced(
+    function, model: ModelConfig, batch: tuple[int, int], packed: bool, platform: str
+) -> jex.Jaxpr:
+    """The equations of a function of the model and a batch of rows and tokens. Over a sequence axis
+    some memories hold all tokens of fewer heads, which is as much."""
+    rows, window = batch
+    params = jax.eval_shape(lambda key: LanguageModel(model, rngs=nnx.Rngs(key)), jax.random.key(0))
+    arrays = {"tokens": jax.ShapeDtypeStruct((rows, window + 1), jnp.int32)}
     if packed:
-        batch["segment_ids"] = jax.ShapeDtypeStruct((rows, window), jnp.int32)
+        arrays["segment_ids"] = jax.ShapeDtypeStruct((rows, window), jnp.int32)
     with override(platform=platform):
-        traced = jax.make_jaxpr(function)(params, batch)
+        traced = jax.make_jaxpr(function)(params, arrays)
     return partial_eval.dce_jaxpr(traced.jaxpr, [True] * len(traced.jaxpr.outvars))[0]
 
 

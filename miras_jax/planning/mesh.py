@@ -16,6 +16,13 @@ def sizes(mesh: MeshConfig) -> dict[str, int]:
     return {name: getattr(mesh, name) for name in AXES}
 
 
+def piece(config: TrainConfig) -> tuple[int, int]:
+    """Rows of a microbatch, and tokens of a row, that lie on one device."""
+    mesh = config.mesh
+    rows = config.data.batch_size // (mesh.data * mesh.fsdp * config.accumulation)
+    return rows, config.data.window // mesh.sequence
+
+
 def options(mesh: MeshConfig) -> str:
     """The mesh as options of `miras train`."""
     return " ".join(f"--mesh.{name} {size}" for name, size in sizes(mesh).items())

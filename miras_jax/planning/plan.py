@@ -11,7 +11,7 @@ from miras_jax.planning.bounds import DAY, Bounds, bounds_of, step_flops
 from miras_jax.planning.collectives import Collective
 from miras_jax.planning.compiling import Compiled, check_compiler, compile_step
 from miras_jax.planning.liveness import evaluation, temporaries
-from miras_jax.planning.mesh import sizes
+from miras_jax.planning.mesh import piece, sizes
 from miras_jax.planning.topology import Topology
 from miras_jax.planning.traffic import expected_collectives
 from miras_jax.training.config import TrainConfig, validate
@@ -134,9 +134,8 @@ class Plan:
         return parts
 
     def _stream(self) -> float:
-        mesh, model = sizes(self.config.mesh), self.config.model
-        tokens = self.tokens / (mesh["data"] * mesh["fsdp"] * self.config.accumulation)
-        return model.depth * tokens * model.dim * jnp.dtype(model.dtype).itemsize
+        (rows, window), model = piece(self.config), self.config.model
+        return model.depth * rows * window * model.dim * jnp.dtype(model.dtype).itemsize
 
     def figures(self) -> dict[str, Any]:
         """All figures as plain data: bytes, seconds, FLOPs."""

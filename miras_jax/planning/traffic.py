@@ -1,15 +1,17 @@
 """The collectives of a step where nothing is compiled: what the sharding makes necessary.
 
 Weights are gathered over fsdp where they are used, in every pass over a microbatch, and their
-gradients reduced; layers shared out over tensor sum their outputs; copies over data sum their
-gradients. A compiler may do more, and seldom less.
+gradients reduced; layers shared out over tensor sum their outputs; copies over data and sequence
+sum their gradients; over sequence some memories exchange tokens for heads. A compiler may do more,
+and seldom less.
 """
 
 import jax.numpy as jnp
 
+from miras_jax.nn.parallel import needs_heads
 from miras_jax.planning.arrays import Arrays
 from miras_jax.planning.collectives import Collective, sent
-from miras_jax.planning.mesh import sizes
+from miras_jax.planning.mesh import piece, sizes
 from miras_jax.training.config import TrainConfig
 
 
@@ -22,7 +24,7 @@ def expected_collectives(config: TrainConfig, arrays: Arrays) -> tuple[Collectiv
     mesh, model = sizes(config.mesh), config.model
     passes = 2 + model.remat  # forward, again for the backward pass, backward
     width = jnp.dtype(model.dtype).itemsize
-    rows = config.data.batch_size // (mesh["data"] * mesh["fsdp"] * config.accumulation)
+    rows, window = piece(config)
     tensors = sum(p.shape[0] if p.name.startswith("blocks") else 1 for p in arrays.parameters)
     found = []
 
@@ -44,10 +46,13 @@ def expected_collectives(config: TrainConfig, arrays: Arrays) -> tuple[Collectiv
     add("reduce-scatter", mesh["fsdp"], turns * times, turns * size)
     times, size = (sum(column) for column in zip((0, 0.0), *whole, strict=True))
     add("all-reduce", mesh["fsdp"], turns * times, turns * size)
-    stream = rows * config.data.window * model.dim * width
+    stream = rows * window * model.dim * width
     # Two sums a layer, of the mixer and the SwiGLU, in every pass.
     sums = 2 * model.depth * passes * turns
     add("all-reduce", mesh["tensor"], sums, sums * stream)
     gradients = 4 * sum(p.count for p in arrays.parameters) / (mesh["fsdp"] * mesh["tensor"])
-    add("all-reduce", mesh["data"], turns * tensors, turns * gradients)
+    add("all-reduce", mesh["data"] * mesh["sequence"], turns * tensors, turns * gradients)
+    if needs_heads(model):  # tokens go for heads and back: q, k, v and y
+        exchanges = 4 * model.depth * passes * turns
+        add("all-to-all", mesh["sequence"], exchanges, exchanges * stream / mesh["tensor"])
     return tuple(sorted(found, key=lambda row: -row.sent))
