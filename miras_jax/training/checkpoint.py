@@ -33,6 +33,7 @@ from miras_jax.training.integrity import (
     last_good,
     seal,
     set_aside,
+    signed,
     steps_in,
 )
 from miras_jax.training.state import State
@@ -183,7 +184,7 @@ def save(
     Raises:
       SaveError: this one cannot be begun, or the one before could not be written.
     """
-    metadata = {**metadata, "position": data.get_state()}
+    metadata = signed({**metadata, "position": data.get_state()})
     with _failed_saves(checkpoints.directory):
         checkpoints.save_checkpointables_async(
             step, {"state": state}, force=True, custom_metadata=metadata

@@ -16,6 +16,7 @@ import sys
 import time
 import zlib
 from collections.abc import Callable, Iterable
+from typing import Any
 
 from miras_jax.training.errors import UserError
 
@@ -74,15 +75,16 @@ def fault(checkpoint: pathlib.Path) -> str | None:
 def checksum(file: pathlib.Path) -> str:
     """CRC-32 of a file, as eight hexadecimal digits, or why it cannot be read.
 
-    Of the metadata, what is ours and what names the kinds: times and statistics may be filled in
-    while, and after, the manifest is written.
+    The metadata carry their own, see `signed`: the library rewrites that file, with times and
+    statistics, while the manifest is written and after.
     """
     found = 0
     try:
         if file.name == METADATA:
             written = json.loads(file.read_bytes())
-            content = {name: written[name] for name in ("item_handlers", "custom_metadata")}
-            found = zlib.crc32(json.dumps(content, sort_keys=True).encode())
+            content = dict(written["custom_metadata"] or {})
+            own = content.pop("crc32", None)
+            return "of its own" if own in (None, signed(content)["crc32"]) else "another"
         else:
             with file.open("rb", buffering=0) as stream:
                 while block := stream.read(BLOCK):
@@ -90,6 +92,12 @@ def checksum(file: pathlib.Path) -> str:
     except (OSError, ValueError, TypeError, KeyError) as error:
         return f"unreadable: {error}"
     return f"{found:08x}"
+
+
+def signed(metadata: dict[str, Any]) -> dict[str, Any]:
+    """Adds to plain JSON values the checksum of all of them, as `crc32`."""
+    content = json.dumps(metadata, sort_keys=True)
+    return {**json.loads(content), "crc32": f"{zlib.crc32(content.encode()):08x}"}
 
 
 def _settled(file: pathlib.Path) -> str:
