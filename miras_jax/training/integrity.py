@@ -85,10 +85,9 @@ def checksum(file: pathlib.Path) -> str:
             content = dict(written["custom_metadata"] or {})
             own = content.pop("crc32", None)
             return "of its own" if own in (None, signed(content)["crc32"]) else "another"
-        else:
-            with file.open("rb", buffering=0) as stream:
-                while block := stream.read(BLOCK):
-                    found = zlib.crc32(block, found)
+        with file.open("rb", buffering=0) as stream:
+            while block := stream.read(BLOCK):
+                found = zlib.crc32(block, found)
     except (OSError, ValueError, TypeError, KeyError) as error:
         return f"unreadable: {error}"
     return f"{found:08x}"
