@@ -25,7 +25,17 @@ def piece(config: TrainConfig) -> tuple[int, int]:
 
 def options(mesh: MeshConfig) -> str:
     """The mesh as options of `miras train`."""
-    return " ".join(f"--mesh.{name} {size}" for name, size in sizes(mesh).items())
+    return " ".join(f"--mesh.{name} {size}" for name, size in _named(mesh))
+
+
+def words(mesh: MeshConfig) -> str:
+    """The mesh for people: data 1 x fsdp 8 x tensor 1."""
+    return " x ".join(f"{name} {size}" for name, size in _named(mesh))
+
+
+def _named(mesh: MeshConfig) -> list[tuple[str, int]]:
+    """The axes with their devices; few runs have one over the sequence."""
+    return [(name, size) for name, size in sizes(mesh).items() if name != "sequence" or size > 1]
 
 
 def abstract_mesh(mesh: MeshConfig) -> AbstractMesh:
@@ -71,7 +81,7 @@ def fit_mesh(config: TrainConfig, topology: Topology, *, chosen: bool) -> tuple[
     if config.mesh.size == topology.devices:
         return dataclasses.replace(config, mesh=dataclasses.replace(config.mesh, devices=None)), ""
     found = next(meshes(config, topology.devices), None)
-    has = " x ".join(f"{name} {size}" for name, size in sizes(config.mesh).items())
+    has = words(config.mesh)
     if chosen:
         hint = f"; try {options(found.mesh)}" if found else ""
         raise UserError(

@@ -6,7 +6,7 @@ from rich.table import Table
 
 from miras_jax.planning.advice import Advice
 from miras_jax.planning.liveness import TOLERANCE
-from miras_jax.planning.mesh import sizes
+from miras_jax.planning.mesh import words
 from miras_jax.planning.plan import Plan
 
 MiB = 2**20
@@ -31,7 +31,7 @@ def report(plan: Plan) -> Iterator[str | Table]:
         f" {model.dim}; {topology.name}: {topology.chips} chip(s),"
         f" {topology.devices} device(s), {topology.hosts} host(s)"
     )
-    mesh = " x ".join(f"{name} {size}" for name, size in sizes(config.mesh).items())
+    mesh = words(config.mesh)
     yield (
         f"mesh {mesh}; {data.batch_size} rows of {data.window:,} tokens a step in"
         f" {config.accumulation} microbatch(es),"

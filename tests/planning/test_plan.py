@@ -229,7 +229,7 @@ def test_commands_of_the_guide(line):
     _, *words = shlex.split(line)
     own, overrides = options_parser("pretrain.py").parse_known_args(words)
     default = TrainConfig(model=SIZES["1300m"]("yaad"))
-    config = cli.read_options(default, overrides, "miras plan")
+    config = cli.parse_config(default, overrides, "miras plan")
     config, note = fit_mesh(config, parse(own.topology), chosen=True)
     validate(config)
     assert not note
