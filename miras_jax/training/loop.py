@@ -35,6 +35,7 @@ from miras_jax.training.optimizer import learning_rate, make_optimizer
 from miras_jax.training.signals import stop_signals
 from miras_jax.training.state import State, abstract_state, init_state, make_mesh, shardings_of
 from miras_jax.training.step import evaluation_step, train_step
+from miras_jax.training.tasks import PrepareTasks, make_tasks, tasks_are_due
 from miras_jax.training.trackers import check_trackers, open_trackers
 
 
@@ -43,6 +44,7 @@ def train(
     *,
     command: str = "miras train EXPERIMENT.py",
     generate_command: str = "miras generate RUN",
+    prepare_tasks: PrepareTasks | None = None,
 ) -> Record:
     """Trains until `config.steps`, from the latest checkpoint in `config.directory`, if any.
 
@@ -53,6 +55,8 @@ def train(
       config: the run; see each field.
       command: what the user typed, for the line that says how to go on.
       generate_command: the same for the line that says how to sample.
+      prepare_tasks: makes of `config.evaluation.tasks` a function from parameters to figures, as
+        `miras train` does with those of `miras_jax.evals`; training itself knows no evaluators.
 
     Returns:
       The record of the last evaluation: `step`, `eval/loss` (nats per token),
@@ -68,6 +72,7 @@ def train(
     check_trackers(config.log.trackers)
     mesh = make_mesh(config.mesh)
     corpus = read_corpus(config)
+    run_tasks = make_tasks(config, corpus, prepare_tasks)
     directory, data = pathlib.Path(config.directory), config.data
 
     optimizer, schedule = make_optimizer(config), learning_rate(config)
@@ -146,7 +151,10 @@ def train(
                 last, stopping = step == config.steps, signals.received is not None
                 if last or step % config.evaluation.every == 0:
                     monitor.drain()
-                    monitor.evaluation(step, evaluate(state.params))
+                    figures = evaluate(state.params)
+                    if run_tasks and (last or tasks_are_due(config, step)):
+                        figures |= run_tasks(state.params)
+                    monitor.evaluation(step, figures)
                     monitor.pause()
                 if diagnose and step % config.log.diagnostics_every == 0:
                     monitor.drain()
