@@ -36,8 +36,9 @@ def run(arguments: argparse.Namespace) -> int:
     import jax
 
     from miras_jax import evals, export
+    from miras_jax import evaluation_record as record
     from miras_jax.cli import _print_table, load_experiment
-    from miras_jax.evals import record, suite
+    from miras_jax.evals import suite
 
     for task in arguments.tasks:  # before a model is loaded
         suite.parse(task)

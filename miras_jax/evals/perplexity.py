@@ -90,8 +90,19 @@ def _stride(options: Options) -> int:
         raise EvaluationError("memory is of mode=carried: windows have memories of their own")
     if options.context is not None and options.stride is not None:
         raise EvaluationError("give context or stride, not both: stride = window - context + 1")
-    context = 1 if options.context is None else options.context
-    return options.window - context + 1 if options.stride is None else options.stride
+    stride = options.stride
+    if stride is None:
+        stride = options.window + 1 - (1 if options.context is None else options.context)
+    _check(options.window, stride)
+    return stride
+
+
+def _check(window: int, stride: int) -> None:
+    if not 1 <= stride <= window:
+        raise EvaluationError(
+            f"the stride must be between 1 and the window {window}, got {stride}"
+            " (stride = window - context + 1)"
+        )
 
 
 def perplexity(
@@ -187,11 +198,7 @@ def rolling_windows(total: int, window: int, stride: int) -> Iterator[tuple[int,
     Raises:
       EvaluationError: a stride outside 1 .. window.
     """
-    if not 1 <= stride <= window:
-        raise EvaluationError(
-            f"the stride must be between 1 and the window {window}, got {stride}"
-            " (context = window - stride + 1)"
-        )
+    _check(window, stride)
     yield 0, 0, (stop := min(window, total))
     while stop < total:
         first, stop = stop, min(stop + stride, total)

@@ -19,6 +19,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from miras_jax.evals.errors import EvaluationError
+from miras_jax.memory import Memory
 from miras_jax.nn.partition import BATCH
 
 SMALLEST = 16
@@ -285,8 +286,6 @@ def _whole(tree):
 
 
 def _has_norms(model: Model) -> bool:
-    from miras_jax.memory import Memory
-
     config = getattr(model, "config", None)
     return hasattr(model, "diagnose") and (
         config is None or isinstance(config.build_memory(), Memory)

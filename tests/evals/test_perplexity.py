@@ -230,5 +230,4 @@ def test_bad_requests_say_what_to_change(task, message, tmp_path):
     path = tmp_path / "text.txt"
     path.write_text("some text")
     with pytest.raises(EvaluationError, match=message):
-        [evaluator] = prepare([f"perplexity:{path},{task}"], Subject(BYTES))
-        evaluator.run(Uniform())
+        prepare([f"perplexity:{path},{task}"], Subject(BYTES))
