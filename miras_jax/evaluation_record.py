@@ -94,7 +94,7 @@ def table(evaluators: Sequence[Evaluator], results: Sequence[tuple[Result, float
         made.add_column(column, justify="right")
     made.add_column("over")
     for each, (result, _) in zip(evaluators, results, strict=True):
-        first, over = each.name, ", ".join(f"{x:,} {name}" for name, x in result.counts.items())
+        first, over = each.name, ", ".join(f"{name} {x:,}" for name, x in result.counts.items())
         for name, value in result.figures.items():
             error = result.errors.get(name)
             made.add_row(first, name, number(value), "" if error is None else number(error), over)
@@ -102,7 +102,7 @@ def table(evaluators: Sequence[Evaluator], results: Sequence[tuple[Result, float
         curve = result.curves
         for i, start in enumerate(curve.get("start", ())):
             value = number(curve["bits_per_byte"][i])
-            what = f"{curve['tokens'][i]:,} tokens"
+            what = f"tokens {curve['tokens'][i]:,}"
             if "memory_norm" in curve:
                 norms = (number(layer[i]) for layer in curve["memory_norm"])
                 what += f", memory norm {' '.join(norms)}"

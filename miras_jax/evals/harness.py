@@ -81,8 +81,9 @@ class HarnessModel(TemplateLM):
         self, requests: Sequence[tuple[Any, list[int], list[int]]], **_
     ) -> list[tuple[float, bool]]:
         separator = self._tokenizer.separator
-        pairs = [  # an empty context comes as a separator
-            (context[context[:1] == [separator] :], after) for _, context, after in requests
+        # An empty context comes as a separator, which `score_pairs` would put there itself.
+        pairs = [
+            ([] if context == [separator] else context, after) for _, context, after in requests
         ]
         scores = score_pairs(
             self._model, pairs, before=self._before, separator=separator, **self._sizes

@@ -213,7 +213,7 @@ def evaluate(
       the same by log probability per byte of the choice (without its leading space; not where the
       choice is among contexts); `chance`, what guessing gives. Without choices `acc`, the part
       whose continuation is what greedy decoding gives, and `perplexity`, exp of the mean nats per
-      continuation. With either `bits_per_byte` of the right continuations, which shows progress
+      continuation. With either `gold_bits_per_byte`, of the right continuations: it shows progress
       where accuracies are still at chance.
     """
     ids = [encode_pair(tokenizer, *pair) for item in items for pair in item.pairs]
@@ -235,8 +235,8 @@ def evaluate(
     right = [(item.pairs[item.gold or 0][1], found[item.gold or 0]) for item, found in of_items]
     bits = np.array([-x.logprob / math.log(2) for _, x in right])
     sizes = np.array([len(text.encode()) for text, _ in right], float)
-    figures["bits_per_byte"] = math.fsum(bits) / sizes.sum()
-    errors["bits_per_byte"] = ratio_error(bits, sizes)
+    figures["gold_bits_per_byte"] = math.fsum(bits) / sizes.sum()
+    errors["gold_bits_per_byte"] = ratio_error(bits, sizes)
     counts = {"items": len(items), "tokens": sum(x.tokens for x in scores)}
     return Result(figures, known(errors), counts)
 

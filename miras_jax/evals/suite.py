@@ -124,7 +124,7 @@ def prepare(tasks: Sequence[str], subject: Subject) -> list[Evaluator]:
     for each in found:
         if names.count(each.name) > 1 or each.name in subject.taken:
             raise EvaluationError(f"the name {each.name!r} is taken: give a task another name=NAME")
-        if not each.name or "/" in each.name:
+        if not each.name or set(each.name) & set("/*?["):  # of a pattern there is no name
             raise EvaluationError(f"a task cannot be called {each.name!r}: give it a name=NAME")
     return found
 

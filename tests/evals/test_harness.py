@@ -119,7 +119,7 @@ def test_perplexity_is_ours(harness, folder, model, window):
 
 
 def test_generation_stops_where_it_is_told(harness, folder, monkeypatch):
-    """Of a model that says an a, or a b after one, two tokens are taken, or what is before the b."""
+    """After two tokens, or before a text that stops it."""
     from miras_jax.evals import harness as adapter
 
     def generate(model, prompt, *, steps, **_):

@@ -45,13 +45,13 @@ def test_the_copy_oracle_scores_1():
         "acc": 1.0,
         "acc_norm": 1.0,
         "chance": 0.5,
-        "bits_per_byte": pytest.approx(0, abs=1e-6),
+        "gold_bits_per_byte": pytest.approx(0, abs=1e-6),
     }
     last = Item(((words, "ready read"),), None)
     assert evaluate(Copy(6), [last], BYTES, packed=True).figures == {
         "acc": 1.0,
         "perplexity": pytest.approx(1, abs=1e-6),
-        "bits_per_byte": pytest.approx(0, abs=1e-6),
+        "gold_bits_per_byte": pytest.approx(0, abs=1e-6),
     }
     wrong = Item(((words, "ready rear"),), None)  # one byte of it is
     assert evaluate(Copy(6), [last, wrong], BYTES).figures["acc"] == 0.5
@@ -62,7 +62,7 @@ def test_a_uniform_model_guesses():
     items = [choice("Which?", " one", " two", " six", " ten", gold=k % 4) for k in range(40)]
     found = evaluate(Uniform(), items, BYTES)
     assert found.figures["acc"] == found.figures["acc_norm"] == found.figures["chance"] == 0.25
-    assert found.figures["bits_per_byte"] == pytest.approx(math.log2(257), rel=1e-6)
+    assert found.figures["gold_bits_per_byte"] == pytest.approx(math.log2(257), rel=1e-6)
     # Of 40 draws, a quarter of them 1: sqrt(p (1 - p) / (n - 1)).
     assert found.errors["acc"] == pytest.approx(math.sqrt(0.25 * 0.75 / 39))
     assert found.counts == {"items": 40, "tokens": 640}
@@ -82,7 +82,7 @@ def test_choices_are_normalized_by_their_bytes_without_the_leading_space():
     assert short > long  # in all, and also by the byte
     found = evaluate(model, [choice("a", " z", " aa", gold=1)], BYTES).figures
     assert (found["acc"], found["acc_norm"]) == (1, 1)
-    assert found["bits_per_byte"] == pytest.approx(long / 3, rel=1e-6)
+    assert found["gold_bits_per_byte"] == pytest.approx(long / 3, rel=1e-6)
     # Four bytes cost more than one in all, and less by the byte.
     found = evaluate(model, [choice("a", " z", " aaaaa", gold=1)], BYTES).figures
     assert (found["acc"], found["acc_norm"]) == (0, 1)
@@ -183,6 +183,7 @@ def test_other_bad_requests(tmp_path):
         ([f"zeroshot:{path}"] * 2, "'items' is taken"),
         ([f"zeroshot:{path},name=web"], "'web' is taken"),
         ([f"zeroshot:{path},name=a/b"], "cannot be called"),
+        ([f"perplexity:{tmp_path}/*.jsonl,field=context"], r"cannot be called '\*'"),
         ([f"zeroshot:{path},limit=none"], "limit must be a whole number"),
         ([f"zeroshot:{path},fewshot=3"], "no option 'fewshot'"),
         (["guess:a"], "with a KIND of perplexity"),
