@@ -1,8 +1,9 @@
 """Evaluators by what a user writes: `KIND:TARGET,option=value`, as `perplexity:text.txt,limit=3`.
 
 A kind is a module with a dataclass `Options`, which extends `Common`, and a function
-`prepare(target, options, subject)`, which reads what it needs and returns its evaluators. Nothing
-else knows the kinds: a new one is a module and a row of `KINDS`.
+`prepare(target, options, subject)`, which reads what it needs and returns its evaluators. Options
+that the dataclass does not have are refused, or collected as text in its field `settings`, if it
+has one. Nothing else knows the kinds: a new one is a module and a row of `KINDS`.
 """
 
 import dataclasses
@@ -105,7 +106,16 @@ def parse(task: str) -> Request:
             f"task {task!r} must be KIND:TARGET,option=value, with a KIND of {', '.join(KINDS)}"
         )
     module = importlib.import_module(KINDS[kind])
-    values = dict(_option(task, word, module.Options) for word in words)
+    own = {field.name for field in dataclasses.fields(module.Options)} - {"settings"}
+    values: dict[str, Any] = {}
+    settings: dict[str, str] = {}
+    for word in words:
+        name, value = _option(task, word, module.Options)
+        if name in values | settings:
+            raise EvaluationError(f"task {task!r} has the option {name!r} twice")
+        (values if name in own else settings)[name] = value
+    if settings:
+        values["settings"] = settings
     return Request(task, target, module.Options(**values), module)
 
 
@@ -151,6 +161,9 @@ def _option(task: str, word: str, options: type[Common]) -> tuple[str, Any]:
     """Reads one `option=value`; a flag may stand alone."""
     name, equals, text = word.partition("=")
     kinds = typing.get_type_hints(options)
+    is_open = kinds.pop("settings", None) is not None
+    if name not in kinds and is_open and name and text:
+        return name, text
     if name not in kinds:
         near = difflib.get_close_matches(name, kinds, 1)
         hint = f"perhaps you meant {near[0]}" if near else f"there are {', '.join(kinds)}"
@@ -168,9 +181,10 @@ def _option(task: str, word: str, options: type[Common]) -> tuple[str, Any]:
             return name, text
         expected = " or ".join(typing.get_args(kind))
     elif kind is int:
-        if text.isdecimal() and int(text) > 0:
+        least = options.__dataclass_fields__[name].metadata.get("least", 1)
+        if text.isdecimal() and int(text) >= least:
             return name, int(text)
-        expected = "a whole number of at least 1"
+        expected = f"a whole number of at least {least}"
     else:
         if text:
             return name, text

@@ -186,6 +186,7 @@ def test_other_bad_requests(tmp_path):
         ([f"perplexity:{tmp_path}/*.jsonl,field=context"], r"cannot be called '\*'"),
         ([f"zeroshot:{path},limit=none"], "limit must be a whole number"),
         ([f"zeroshot:{path},fewshot=3"], "no option 'fewshot'"),
+        ([f"zeroshot:{path},limit=1,limit=2"], "has the option 'limit' twice"),
         (["guess:a"], "with a KIND of perplexity"),
         (["zeroshot"], "KIND:TARGET"),
     ):

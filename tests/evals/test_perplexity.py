@@ -133,12 +133,11 @@ def test_curves_add_up_and_measure_the_memory(model):
     assert nats == pytest.approx(found.figures["nats"], rel=1e-9)  # float64 sums
     sizes = nats / math.log(2) / found.counts["bytes"]
     assert sizes == pytest.approx(found.figures["bits_per_byte"], rel=1e-9)
-    expected = [[], [], []]
-    for document in given_:
-        ids = np.concatenate([[SEPARATOR], document.ids[:-1]]).astype(np.int32)
-        norms = np.asarray(model.diagnose(ids[None]).memory_norm)[0, 0].mean(axis=-1)
-        for bucket, stop in zip(expected, (8, 16, None), strict=True):
-            bucket.extend(norms[:stop][{8: 0, 16: 8, None: 16}[stop] :])
+    total = max(len(d.ids) for d in given_)
+    ids = [np.pad([SEPARATOR, *d.ids], (0, total - len(d.ids))) for d in given_]
+    measured = jax.jit(lambda model, ids: model.diagnose(ids).memory_norm)(model, np.stack(ids))
+    norms = [x[: len(d.ids)] for x, d in zip(measured[0].mean(axis=-1), given_, strict=True)]
+    expected = [np.concatenate([x[a:b] for x in norms]) for a, b in ((0, 8), (8, 16), (16, None))]
     means = [np.mean(bucket) for bucket in expected]
     np.testing.assert_allclose(curves["memory_norm"], [means], rtol=1e-5)  # float32
     assert means[0] < means[1]  # it fills
