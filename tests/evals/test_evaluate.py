@@ -8,8 +8,9 @@ import jax
 import pytest
 
 from miras_jax import cli
+from miras_jax.cli import _prepare_tasks as prepare  # what `miras train` gives to training
 from miras_jax.data import load_vocabulary
-from miras_jax.evals import EvaluationError, Subject, prepare_for_training, suite
+from miras_jax.evals import EvaluationError, suite
 from miras_jax.evals.result import Result
 from miras_jax.evaluation_record import number
 from miras_jax.export import load_model
@@ -25,10 +26,6 @@ def write_inputs(folder):
     (folder / "words.txt").write_text("the memory learns what it reads " * 8)
     (folder / "questions.jsonl").write_text(f"{json.dumps(QUESTION)}\n" * 3)
     return (f"perplexity:{folder}/words.txt", f"zeroshot:{folder}/questions.jsonl")
-
-
-def prepare(tasks, **subject):
-    return prepare_for_training(tasks, Subject(**subject))
 
 
 @pytest.fixture(scope="module")
