@@ -1,6 +1,7 @@
 """The options of `miras evaluate`, and what it says when it is done."""
 
 import argparse
+import sys
 import time
 
 
@@ -54,24 +55,28 @@ def run(arguments: argparse.Namespace) -> int:
         include_path=arguments.include_path,
     )
     evaluators = evals.prepare(arguments.tasks, subject)
+    about = {
+        "checkpoint": arguments.checkpoint,
+        "step": metadata["step"],
+        "model": model.config,
+        "parameters": sum(x.size for x in jax.tree.leaves(model)),
+        "vocabulary": vocabulary.describe(),
+        "packed": subject.packed,
+        "settings": {"batch_size": subject.batch_size, "piece": subject.piece},
+    }
     results = []
-    for each in evaluators:
-        began = time.perf_counter()
-        results.append((each.run(model), time.perf_counter() - began))
-    _print_table(record.table(evaluators, results))
+    try:
+        for each in evaluators:
+            began = time.perf_counter()
+            results.append((each.run(model), time.perf_counter() - began))
+            print(f"{each.name}: {results[-1][1]:.0f} s", file=sys.stderr)
+            if arguments.out:
+                done = evaluators[: len(results)]
+                record.write(record.describe(done, results, **about), arguments.out)
+    finally:  # what is done is shown also where the next task fails
+        if results:
+            _print_table(record.table(evaluators[: len(results)], results))
     if arguments.out:
-        written = record.describe(
-            evaluators,
-            results,
-            checkpoint=arguments.checkpoint,
-            step=metadata["step"],
-            model=model.config,
-            parameters=sum(x.size for x in jax.tree.leaves(model)),
-            vocabulary=vocabulary.describe(),
-            packed=subject.packed,
-            settings={"batch_size": subject.batch_size, "piece": subject.piece},
-        )
-        record.write(written, arguments.out)
         print(f"record: {arguments.out}")
     return 0
 

@@ -17,11 +17,10 @@ from miras_jax.data import Tokenizer
 from miras_jax.data.errors import need
 from miras_jax.evals.errors import EvaluationError
 from miras_jax.evals.multiple_choice import score_pairs
-from miras_jax.evals.perplexity import perplexity
+from miras_jax.evals.perplexity import document_nats
 from miras_jax.evals.result import Result
 from miras_jax.evals.scoring import Model
 from miras_jax.evals.suite import Common, Evaluator, Subject
-from miras_jax.evals.texts import Document
 from miras_jax.nn import generate
 
 TemplateLM = need("lm_eval.api.model", "eval").TemplateLM
@@ -90,19 +89,17 @@ class HarnessModel(TemplateLM):
         )
         return [(x.logprob, x.greedy) for x in scores]
 
-    def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False):
-        found = []
-        for (text,) in (request.args for request in requests):
-            ids = self._tokenizer.encode(text)
-            result = perplexity(
-                self._model,
-                [Document(ids, len(text.encode()), None)],
-                separator=self._tokenizer.separator,
-                window=self._window,
-                **self._sizes,
-            )
-            found.append(-result.figures["nats"])
-        return found
+    def loglikelihood_rolling(
+        self, requests: Sequence[Any], disable_tqdm: bool = False
+    ) -> list[float]:
+        nats = document_nats(
+            self._model,
+            [self._tokenizer.encode(request.args[0]) for request in requests],
+            separator=self._tokenizer.separator,
+            window=self._window,
+            **self._sizes,
+        )
+        return (-nats).tolist()
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
         mesh = jax.sharding.get_mesh()

@@ -10,7 +10,7 @@ A document's first token is predicted from the separator, which itself is not sc
 
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Literal
 
 import numpy as np
@@ -139,30 +139,18 @@ def perplexity(
     Raises:
       EvaluationError: a size that cannot be, or no memory whose norm could be taken.
     """
-    sequences: list[np.ndarray] = []
-    places: list[tuple[int, int, int]] = []  # document, tokens [first, stop) that are scored
-    for number, document in enumerate(documents):
-        ids = np.concatenate([[separator], document.ids.astype(np.int32)])
-        total = len(document.ids)
-        windows = (
-            [(0, 0, total)]
-            if window is None
-            else rolling_windows(total, window, window if stride is None else stride)
-        )
-        for begin, first, stop in windows:
-            sequences.append(ids[begin : stop + 1])
-            places.append((number, first, stop))
-
-    nats = np.zeros(len(documents))
     curve = _Curve(edges, documents) if edges is not None else None
-    scores = score(model, sequences, batch_size=batch_size, piece=piece, norms=norms)
-    for scored in scores:
-        number, first, stop = places[scored.index]
-        logprobs = scored.logprobs[first - stop :].astype(float)
-        nats[number] -= math.fsum(logprobs)
-        if curve:
-            curve.add(number, first, logprobs, scored.norms)
-
+    nats = document_nats(
+        model,
+        [document.ids for document in documents],
+        separator=separator,
+        window=window,
+        stride=stride,
+        batch_size=batch_size,
+        piece=piece,
+        norms=norms,
+        add=curve and curve.add,
+    )
     tokens = sum(len(d.ids) for d in documents)
     sizes = np.array([d.bytes for d in documents], float)
     bits = nats / math.log(2)
@@ -183,6 +171,46 @@ def perplexity(
         counts,
         curve.lists() if curve else {},
     )
+
+
+def document_nats(
+    model: Model,
+    documents: Sequence[np.ndarray],
+    *,
+    separator: int,
+    window: int | None = None,
+    stride: int | None = None,
+    batch_size: int = 16,
+    piece: int = 512,
+    norms: bool = False,
+    add: Callable[[int, int, np.ndarray, np.ndarray | None], None] | None = None,
+) -> np.ndarray:
+    """Nats of each document, float64 `[documents]`; the arguments as of `perplexity`.
+
+    Args:
+      documents: ids `[n]` each, without a separator.
+      add: is called with what is found: the document's number, the first token that is scored, the
+        log probabilities from there on, and the norms, if they are asked for.
+    """
+    sequences: list[np.ndarray] = []
+    places: list[tuple[int, int, int]] = []  # document, tokens [first, stop) that are scored
+    for number, document in enumerate(documents):
+        ids = np.concatenate([[separator], document.astype(np.int32)])
+        windows: Iterable[tuple[int, int, int]] = [(0, 0, len(document))]
+        if window is not None:
+            windows = rolling_windows(len(document), window, window if stride is None else stride)
+        for begin, first, stop in windows:
+            sequences.append(ids[begin : stop + 1])
+            places.append((number, first, stop))
+    nats = np.zeros(len(documents))
+    scores = score(model, sequences, batch_size=batch_size, piece=piece, norms=norms)
+    for scored in scores:
+        number, first, stop = places[scored.index]
+        logprobs = scored.logprobs[len(scored.logprobs) - (stop - first) :].astype(float)
+        nats[number] -= math.fsum(logprobs)
+        if add:
+            add(number, first, logprobs, scored.norms)
+    return nats
 
 
 def rolling_windows(total: int, window: int, stride: int) -> Iterator[tuple[int, int, int]]:

@@ -104,7 +104,7 @@ def score(
             yield Scores(index, np.zeros(0, np.float32), np.zeros(0, bool))
     if not any(lengths):
         return
-    # Outside jit an id too large would read another token's row.
+    # An id too large would read another token's row, and nobody would know.
     size = getattr(getattr(model, "config", None), "vocab_size", None)
     if size and (worst := max(int(np.max(ids)) for ids in sequences if len(ids))) >= size:
         raise EvaluationError(f"token {worst} is outside the model's vocabulary of {size}")

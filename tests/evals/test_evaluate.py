@@ -98,6 +98,23 @@ def test_an_infinite_figure_is_no_failure(run, tmp_path, monkeypatch, capsys):
     assert json.loads(out.read_text())["results"][0]["figures"]["perplexity"] is None
 
 
+def test_what_is_done_is_kept_where_a_task_fails(run, tmp_path, monkeypatch, capsys):
+    def fail(model):
+        raise MemoryError
+
+    config, tasks, _ = run
+    made = [
+        suite.Evaluator("first", lambda model: Result({"acc": 0.5})),
+        suite.Evaluator("b", fail),
+    ]
+    monkeypatch.setattr("miras_jax.evals.prepare", lambda tasks, subject: made)
+    out = tmp_path / "evaluation.json"
+    with pytest.raises(MemoryError):
+        cli.main(["evaluate", config.directory, "--tasks", tasks[0], "--out", str(out)])
+    assert [x["name"] for x in json.loads(out.read_text())["results"]] == ["first"]
+    assert "0.5000" in capsys.readouterr().out
+
+
 def test_bad_requests_say_what_to_change(run, capsys):
     config, tasks, _ = run
     assert cli.main(["evaluate", config.directory, "--tasks", f"{tasks[0]},windw=3"]) == 2
