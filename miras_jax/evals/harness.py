@@ -15,11 +15,11 @@ import numpy as np
 
 from miras_jax.data import Tokenizer
 from miras_jax.data.errors import need
+from miras_jax.evals.device import Model
 from miras_jax.evals.errors import EvaluationError
 from miras_jax.evals.multiple_choice import score_pairs
 from miras_jax.evals.perplexity import document_nats
 from miras_jax.evals.result import Result
-from miras_jax.evals.scoring import Model
 from miras_jax.evals.suite import Common, Evaluator, Subject
 from miras_jax.nn import generate
 

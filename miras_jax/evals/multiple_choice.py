@@ -22,9 +22,10 @@ from typing import Any
 import numpy as np
 
 from miras_jax.data import Tokenizer
+from miras_jax.evals.device import Model
 from miras_jax.evals.errors import EvaluationError
 from miras_jax.evals.result import Result, exponential, known, ratio_error, standard_error
-from miras_jax.evals.scoring import Model, score
+from miras_jax.evals.scoring import score
 from miras_jax.evals.suite import Common, Evaluator, Subject
 
 Pair = tuple[str, str]

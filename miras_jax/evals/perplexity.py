@@ -15,9 +15,10 @@ from typing import Literal
 
 import numpy as np
 
+from miras_jax.evals.device import Model
 from miras_jax.evals.errors import EvaluationError
 from miras_jax.evals.result import Result, exponential, known, ratio_error
-from miras_jax.evals.scoring import Model, score
+from miras_jax.evals.scoring import score
 from miras_jax.evals.suite import Common, Evaluator, Subject
 from miras_jax.evals.texts import Document, read_documents
 

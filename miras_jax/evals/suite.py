@@ -17,9 +17,9 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 from miras_jax.data import Vocabulary
+from miras_jax.evals.device import Model
 from miras_jax.evals.errors import EvaluationError
 from miras_jax.evals.result import Result
-from miras_jax.evals.scoring import Model
 
 KINDS = {
     "perplexity": "miras_jax.evals.perplexity",

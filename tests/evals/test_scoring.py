@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from miras_jax.evals import EvaluationError, score
-from miras_jax.evals.scoring import grows, plan
+from miras_jax.evals.device import grows
+from miras_jax.evals.scoring import plan
 from miras_jax.nn import LanguageModel, ModelConfig
 from tests.evals.oracles import Copy, Order0, Uniform
 
@@ -67,6 +68,24 @@ def test_scores_are_those_of_the_model_alone(case):
         # float32, summed in another order; nats of about 4.
         np.testing.assert_allclose(x.logprobs, chosen, atol=2e-5)
         assert np.array_equal(x.greedy, expected.argmax(axis=-1) == ids[1:])
+
+
+def test_lanes_that_have_ended_are_left_out():
+    """One long sequence and three short ones: the batch shrinks to one row, sums stay right."""
+    seen = []
+
+    class Watched(Copy):
+        def __call__(self, tokens, state=None, segment_ids=None):
+            seen.append(tokens.shape)
+            return super().__call__(tokens, state, segment_ids)
+
+    rows = sequences((8, 8, 8, 8))
+    given_ = [np.tile(x, n) for n, x in zip((2, 3, 16, 2), rows, strict=True)]
+    found = in_order(score(Watched(8), given_, batch_size=4, piece=8))
+    assert seen == [(4, 8), (2, 8), (1, 8)]  # each compiled once
+    for x, ids in zip(found, given_, strict=True):
+        assert -x.logprobs.sum() == pytest.approx(8 * np.log(257), rel=1e-5)
+        assert len(x.logprobs) == len(ids) - 1
 
 
 def test_memories_are_measured_where_the_model_says_so():
