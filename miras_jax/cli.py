@@ -1,5 +1,4 @@
-"""The command line: `miras train`, `finetune`, `plan`, `tokenize`, `generate`, `inspect`, `report`,
-`export` and `zoo`.
+"""The command line: `miras train`, `finetune`, `evaluate`, `generate` and the others of `--help`.
 
 What is wrong with a request is said in one line on stderr, with exit code 2; a traceback is a bug
 of the library. JAX is imported by the commands that need it, so that `--help` answers at once.
@@ -21,7 +20,7 @@ from inspect import signature
 from typing import NoReturn
 
 import miras_jax
-from miras_jax import export_cli, finetune_cli, plan_cli, report_cli, tokenize_cli
+from miras_jax import evaluate_cli, export_cli, finetune_cli, plan_cli, report_cli, tokenize_cli
 
 
 class Parser(argparse.ArgumentParser):
@@ -157,6 +156,7 @@ def parser() -> Parser:
 
     report_cli.add_command(commands, **style)
     export_cli.add_command(commands, **style)
+    evaluate_cli.add_command(commands, **style)
 
     command = commands.add_parser("zoo", help="list the models, or describe one", **style)
     command.add_argument("name", nargs="?", metavar="NAME", help="the model to describe")
@@ -178,8 +178,20 @@ def train(arguments: argparse.Namespace) -> int:
     from miras_jax.training.processes import join
 
     with join(config.processes):
-        training.train(config, command=shlex.join(again), generate_command=shlex.join(sample))
+        training.train(
+            config,
+            command=shlex.join(again),
+            generate_command=shlex.join(sample),
+            prepare_tasks=prepare_tasks,
+        )
     return 0
+
+
+def prepare_tasks(tasks, **subject):
+    """Evaluators for `training.train`, which knows none."""
+    from miras_jax import evals
+
+    return evals.prepare_for_training(tasks, evals.Subject(**subject))
 
 
 def generate(arguments: argparse.Namespace) -> int:

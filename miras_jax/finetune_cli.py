@@ -64,7 +64,12 @@ def run(arguments: argparse.Namespace) -> int:
     if config.model.memory not in zoo.PUBLISHED:
         sample += options
     with join(config.processes):
-        train(config.run(), command=shlex.join(again), generate_command=shlex.join(sample))
+        train(
+            config.run(),
+            command=shlex.join(again),
+            generate_command=shlex.join(sample),
+            prepare_tasks=cli.prepare_tasks,
+        )
     return 0
 
 

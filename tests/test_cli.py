@@ -142,7 +142,9 @@ def test_a_full_disk_gets_one_line(folder, monkeypatch, capsys):
 )
 def test_says_how_to_be_called_again(folder, monkeypatch, found, called, said):
     options = {}
-    monkeypatch.setattr("miras_jax.training.train", lambda _, **given: options.update(given))
+    monkeypatch.setattr(
+        "miras_jax.training.train", lambda _, *, prepare_tasks, **given: options.update(given)
+    )
     monkeypatch.setattr("shutil.which", lambda _: found)
     monkeypatch.setattr(sys, "argv", [called])
     assert miras("train", "exp.py", "--steps", "70", "--seed", "3") == 0

@@ -83,6 +83,11 @@ class EvaluationConfig:
     """Batches of held-out text per evaluation; None reads all of it."""
     sample_tokens: int = 200
     """Tokens of text to generate when the run ends; 0 generates none."""
+    tasks: tuple[str, ...] = ()
+    """Evaluators beside the held-out text, as miras evaluate --tasks takes them."""
+    tasks_every: int = 0
+    """Evaluations from one on which the tasks are run to the next; 0 runs them after the last step
+    alone, where they are run in any case."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -237,6 +242,7 @@ def validate(config: TrainConfig) -> None:
             raise UserError(f"{name} must be at least 0 and below {2**32}, got {seed}")
     for name, count in (
         ("evaluation.sample_tokens", config.evaluation.sample_tokens),
+        ("evaluation.tasks_every", config.evaluation.tasks_every),
         ("log.diagnostics_every", config.log.diagnostics_every),
         ("log.profile_at", config.log.profile_at),
         ("data.timeout", data.timeout or 0),

@@ -42,6 +42,7 @@ from miras_jax.training.signals import stop_signals
 from miras_jax.training.start import begin
 from miras_jax.training.state import State, abstract_state, init_state, make_mesh, shardings_of
 from miras_jax.training.step import evaluation_step
+from miras_jax.training.tasks import PrepareTasks, make_tasks, tasks_are_due
 from miras_jax.training.trackers import check_trackers, open_trackers
 from miras_jax.training.trainable import check_patterns
 from miras_jax.training.watch import end_together
@@ -52,6 +53,7 @@ def train(
     *,
     command: str = "miras train EXPERIMENT.py",
     generate_command: str = "miras generate RUN",
+    prepare_tasks: PrepareTasks | None = None,
 ) -> Record:
     """Trains until `config.steps`, from the latest checkpoint in `config.directory`, if any.
 
@@ -62,6 +64,8 @@ def train(
       config: the run; see each field.
       command: what the user typed, for the line that says how to go on.
       generate_command: the same for the line that says how to sample.
+      prepare_tasks: makes of `config.evaluation.tasks` a function from parameters to figures, as
+        `miras train` does with those of `miras_jax.evals`; training itself knows no evaluators.
 
     Returns:
       The record of the last evaluation: `step`, `eval/loss` (nats per token),
@@ -83,6 +87,7 @@ def train(
     with agreement.together():
         mesh = make_mesh(config.mesh)
         corpus = read_corpus(config)
+        run_tasks = make_tasks(config, corpus, prepare_tasks)
     found = {"sha256": corpus.sha256, "version": corpus.version}
     agreement.same(f"the text of {corpus.name!r}", found, "give all of them the same files")
     directory, data = pathlib.Path(config.directory), config.data
@@ -187,7 +192,10 @@ def train(
                 last, stopping = step == config.steps, votes.cast(signals.received)
                 if last or step % config.evaluation.every == 0:
                     monitor.drain()
-                    monitor.evaluation(step, evaluate(state.params))
+                    figures = evaluate(state.params)
+                    if run_tasks and (last or tasks_are_due(config, step)):
+                        figures |= run_tasks(state.params)
+                    monitor.evaluation(step, figures)
                     monitor.pause()
                 if diagnose and step % config.log.diagnostics_every == 0:
                     monitor.drain()
