@@ -10,9 +10,23 @@ from collections.abc import Iterator, Sequence
 import grain
 import numpy as np
 
+from miras_jax.data.rows import Rows
 from miras_jax.data.shards import TokenSet
 
 Tokens = np.ndarray | TokenSet
+
+
+class _Numbered:
+    """Rows with their numbers, counted from `first`."""
+
+    def __init__(self, rows: Rows, first: int):
+        self._rows, self._first = rows, first
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        return {**self._rows[index], "index": np.int64(self._first + index)}
 
 
 class _Windows:
@@ -45,7 +59,7 @@ class _Windows:
 
 
 def train_iterator(
-    tokens: Tokens | Sequence[tuple[Tokens, float]],
+    tokens: Tokens | Rows | Sequence[tuple[Tokens | Rows, float]],
     *,
     window: int,
     batch_size: int,
@@ -60,8 +74,8 @@ def train_iterator(
     from them by weight, evenly spread: of n in a row, a part of share p gives n p, within 1 %.
 
     Args:
-      tokens: ids [n], any integer type, may be memory-mapped; a token set; or several with weights
-        above 0, of which the sum does not matter.
+      tokens: ids [n], any integer type, may be memory-mapped; a token set; `Rows`; or several with
+        weights above 0, of which the sum does not matter.
       window: targets in a window.
       batch_size: windows in a batch, over all processes.
       seed: chooses the order.
@@ -72,9 +86,9 @@ def train_iterator(
       A Grain iterator of `{"tokens": int32 [rows, window + 1], "index": int64 [rows]}` with rows =
       batch_size / process_count, where `index` numbers the windows, part after part; of token sets
       also `"segment_ids": int32 [rows, window]`, not decreasing in a row, of the tokens that are
-      read. `get_state()` is one integer in a dict, the same on every process: the windows that have
-      been read by all of them together. `set_state` resumes exactly there, on any number of
-      processes and with any batch size.
+      read; of `Rows` what they have. `get_state()` is one integer in a dict, the same on every
+      process: the windows that have been read by all of them together. `set_state` resumes exactly
+      there, on any number of processes and with any batch size.
 
     Raises:
       ValueError: a text shorter than one window, or processes that do not divide the batch.
@@ -83,10 +97,11 @@ def train_iterator(
         raise ValueError(
             f"batch_size {batch_size} is no positive multiple of {process_count} processes"
         )
-    parts = [(tokens, 1.0)] if isinstance(tokens, Tokens) else [*tokens]
+    parts = [(tokens, 1.0)] if isinstance(tokens, Tokens | Rows) else [*tokens]
     sources, first = [], 0
     for part, _ in parts:
-        sources.append(_Windows(part, window, first))
+        rows = isinstance(part, Rows)
+        sources.append(_Numbered(part, first) if rows else _Windows(part, window, first))
         first += len(sources[-1])
     orders = [
         grain.MapDataset.source(source).seed((seed + number) % 2**32).shuffle().repeat()

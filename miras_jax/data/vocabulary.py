@@ -88,6 +88,8 @@ def saved_vocabulary(description: dict[str, Any], folder: Folder | None) -> Voca
     """
     if description["kind"] == "bytes":
         return Vocabulary(ByteTokenizer(), "bytes")
+    if description["kind"] == "task":
+        raise DataError("the model was trained on a synthetic task: its tokens are no text")
     name = description["file"]
     if name not in folder.names():
         raise DataError(f"{folder} has lost its tokenizer {name}")

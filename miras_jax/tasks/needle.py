@@ -88,6 +88,13 @@ class Needle(Task):
         return _tokenizer(self.tokenizer).vocab_size
 
     @property
+    def vocabulary(self) -> dict[str, Any]:
+        # The file of another vocabulary is not kept with the run.
+        if self.tokenizer == "bytes":
+            return load_vocabulary(self.tokenizer).describe()
+        return super().vocabulary
+
+    @property
     def chance(self) -> float:
         words = len(ADJECTIVES) * len(NOUNS)
         # A random UUID has 122 free bits.

@@ -1,8 +1,8 @@
 """State tracking: what permutations, one a token, amount to.
 
-Merrill et al., 2024 (arXiv 2404.08819). S5 is the smallest symmetric group whose word problem is out of reach of constant depth (it is
-complete for NC1); parity and S3 are within reach of transitions with negative and with complex
-eigenvalues.
+Merrill et al., 2024 (arXiv 2404.08819). The word problem of S5 is complete for NC1, out of
+reach of constant depth; parity and S3 are within reach of transitions with negative and with
+complex eigenvalues.
 """
 
 import dataclasses

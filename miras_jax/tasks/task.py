@@ -98,6 +98,11 @@ class Task(abc.ABC):
             for length in self.test_lengths
         }
 
+    @property
+    def vocabulary(self) -> dict[str, Any]:
+        """What stands for the tokenizer of a run, see `Vocabulary.describe`."""
+        return {"kind": "task", "file": None, "vocab_size": self.vocab_size}
+
     def describe(self) -> dict[str, Any]:
         """The settings as plain values; two tasks with the same have the same examples."""
         return {"task": type(self).__name__, **dataclasses.asdict(self)}
