@@ -107,6 +107,14 @@ class MQARMix(MQAR):
     examples: int | None = 180_000
     """Training examples before they come again; None draws new ones for ever."""
 
+    def check(self) -> None:
+        if self.length < 256:
+            raise ValueError(f"length must be at least 256, got {self.length}.")
+        if self.test_lengths:
+            raise ValueError("test_lengths: the mixture has tests of its own; leave it out.")
+        if self.pairs < 4:
+            raise ValueError(f"pairs must be at least 4, got {self.pairs}.")
+
     @property
     def chance(self) -> float:
         """Mean over the tests."""
@@ -127,3 +135,6 @@ class MQARMix(MQAR):
         pairs, length, _ = parts[random.choice(len(parts), p=weights / weights.sum())]
         example = self._part(pairs, length).make(random, split)
         return Example(*(np.pad(x, (0, self.length - length)) for x in example))
+
+    def oracle(self, tokens: np.ndarray) -> np.ndarray:
+        raise NotImplementedError("A row does not say of which part it is; its tests have oracles.")

@@ -200,10 +200,8 @@ def _tokenizer(name: str):
 
 @functools.cache
 def _words(path: str) -> list[str]:
-    """The words of a text, in the order of its files."""
-    corpus = load_corpus(path)
-    tokenizer = _tokenizer("bytes")
-    text = tokenizer.decode(
-        np.concatenate([corpus.train, [tokenizer.separator], corpus.validation])
-    )
-    return text.split()
+    """The words of a text: a file, or the files of a folder."""
+    corpus, tokenizer = load_corpus(path), _tokenizer("bytes")
+    ids = np.concatenate([corpus.train, corpus.validation])
+    ids[ids == tokenizer.separator] = ord("\n")
+    return tokenizer.decode(ids).split()
