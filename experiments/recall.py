@@ -2,6 +2,7 @@
 
     miras train experiments/recall.py
 
+36 CPU-seconds on two cores for an accuracy of 0.99 (seed 0), 0.91 after 50 steps; chance is 0.25.
 Any model of the zoo does it with `--model.memory NAME`, any task of docs/tasks.md with
 `--data.source task:NAME`.
 """

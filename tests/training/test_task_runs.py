@@ -10,7 +10,7 @@ import optax
 import pytest
 from flax import nnx
 
-from miras_jax import cli, tasks
+from miras_jax import cli, report_plots, report_runs, tasks
 from miras_jax.data import train_iterator
 from miras_jax.evals.recall import evaluate_task
 from miras_jax.nn import LanguageModel, ModelConfig, generate
@@ -49,6 +49,12 @@ def test_a_run_measures_itself_on_the_test_examples(run):
     names = {"step", "eval/loss", "eval/accuracy"}
     assert final.keys() == names | {"eval/accuracy/length_32", "eval/accuracy/length_64"}
     assert [r["step"] for r in records(config) if "eval/loss" in r] == [3, 6]
+    drawn = report_plots.panels(report_runs.read_runs([config.directory]))["accuracy"]
+    assert [panel.title for panel in drawn] == [
+        "accuracy",
+        "accuracy, length_32",
+        "accuracy, length_64",
+    ]
     model, metadata = load_model(config.directory)
     assert metadata["vocabulary"]["kind"] == "task"
     task = tasks.parse(config.data.source, length=32)
