@@ -117,7 +117,7 @@ class Needle(Task):
         answer = self._tokens(f" {value}")
         room = self.length + 1 - len(answer)
         depth = random.random()
-        lines = self._lines(random)
+        lines = self._lines(random, key)
 
         def prompt(size: int) -> tuple[str, float]:
             text, at = self._hide(needle, lines, size, depth)
@@ -158,18 +158,22 @@ class Needle(Task):
         opening, question = OPENING.format(**words), QUESTION.format(**words)
         return f"{opening}{context}{question}{ANSWER.format(**words)}"
 
-    def _lines(self, random: np.random.Generator) -> list[str]:
-        """What the haystack is made of: lines, or the words of an essay; more than can fit."""
+    def _lines(self, random: np.random.Generator, asked: str) -> list[str]:
+        """What the haystack is made of: lines, or the words of an essay; more than can fit. No
+        other needle has the key that is asked for."""
         if self.haystack == "noise":
             return [NOISE] * self.length
         if self.haystack == "essay":
             words = _words(self.text)
             return [*words] * -(-self.length // len(words))
         # A needle has more than ten tokens in every vocabulary.
-        pairs = [
-            (draw(random, self.key), draw(random, self.value)) for _ in range(self.length // 10)
+        count = self.length // 10
+        pairs = [(draw(random, self.key), draw(random, self.value)) for _ in range(count)]
+        return [
+            NEEDLE.format(kind=self.value, key=key, value=value)
+            for key, value in pairs
+            if key != asked
         ]
-        return [NEEDLE.format(kind=self.value, key=key, value=value) for key, value in pairs]
 
     def _hide(self, needle: str, lines: list[str], size: int, depth: float) -> tuple[str, float]:
         """Puts the needle among the first `size` lines or words at `depth`, 0 up to 1; returns the

@@ -113,7 +113,12 @@ class Task(abc.ABC):
         Returns:
           `tokens` int32 `[T + 1]`, `targets` int32 `[T]`, `mask` float32 `[T]` and `groups` int32
           `[T]`, see `Example`.
+
+        Raises:
+          ValueError: there is no such split.
         """
+        if split not in ("train", "test"):
+            raise ValueError(f"split must be train or test, got {split!r}.")
         # The first word of the key tells seeds and splits apart: none shares a stream.
         key = np.array([2 * seed + (split == "test"), index], np.uint64)
         example = self.make(np.random.Generator(np.random.Philox(key=key)), split)

@@ -148,6 +148,11 @@ def test_a_guess_in_the_admissible_set_is_right_by_chance(task):
     assert abs(np.mean(right) - task.chance) < 4 * error
 
 
+def test_a_wrong_split_is_refused():
+    with pytest.raises(ValueError, match="split must be train or test, got 'valid'"):
+        tasks.get("s3").sample(0, 0, "valid")
+
+
 def test_settings_are_replaced_by_name():
     task = tasks.get("mqar", pairs=4, length=64)
     assert (task.pairs, task.length, task.vocab_size) == (4, 64, 8192)
