@@ -13,7 +13,7 @@ from miras_jax.tasks.recall import (
     check_room,
     distances,
     draw_pairs,
-    latest_values,
+    values_by_key,
 )
 from miras_jax.tasks.task import Example, Split, Task
 
@@ -61,7 +61,7 @@ class Recall(Task):
         )
 
     def oracle(self, tokens: np.ndarray) -> np.ndarray:
-        values = latest_values(tokens[: self.written])
+        values = values_by_key(tokens[: self.written])
         found = [values.get((token,), [0])[-1] for token in tokens[self.written : -1].tolist()]
         return np.array([0] * self.written + found)
 

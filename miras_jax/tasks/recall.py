@@ -96,7 +96,7 @@ def distances(length: int) -> Bins:
     return Bins("distance", length)
 
 
-def latest_values(written: np.ndarray, keys: int = 1) -> dict[tuple[int, ...], list[int]]:
+def values_by_key(written: np.ndarray, keys: int = 1) -> dict[tuple[int, ...], list[int]]:
     """All values of every key, in the order in which they were written.
 
     Args:

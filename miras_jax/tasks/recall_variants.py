@@ -10,7 +10,7 @@ import math
 import numpy as np
 
 from miras_jax.tasks.mqar import Recall
-from miras_jax.tasks.recall import check_room, distances, draw, draw_pairs, latest_values
+from miras_jax.tasks.recall import check_room, distances, draw, draw_pairs, values_by_key
 from miras_jax.tasks.task import Example, Split
 
 
@@ -98,7 +98,7 @@ class Compositional(Recall):
         return self._ask(random, written, keys, values, width=3)
 
     def oracle(self, tokens: np.ndarray) -> np.ndarray:
-        values = latest_values(tokens[: self.written], keys=2)
+        values = values_by_key(tokens[: self.written], keys=2)
         read = tokens[:-1].tolist()
         found = [values.get((a, b), [0])[-1] for a, b in itertools.pairwise(read)]
         found = np.array([0, *found])
@@ -147,7 +147,7 @@ class Corrupted(Recall):
         return self._ask(random, written, keys[:, None], values, groups)
 
     def oracle(self, tokens: np.ndarray) -> np.ndarray:
-        written = latest_values(tokens[: self.written])
+        written = values_by_key(tokens[: self.written])
         likeliest = {key: max(values, key=values.count) for (key,), values in written.items()}
         found = [likeliest.get(token, 0) for token in tokens[self.written : -1].tolist()]
         return np.array([0] * self.written + found)
