@@ -10,6 +10,8 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 
+from miras_jax.data.vocabulary import NoText, Vocabulary
+
 Split = Literal["train", "test"]
 Arrays = dict[str, np.ndarray]
 
@@ -101,7 +103,7 @@ class Task(abc.ABC):
     @property
     def vocabulary(self) -> dict[str, Any]:
         """What stands for the tokenizer of a run, see `Vocabulary.describe`."""
-        return {"kind": "task", "file": None, "vocab_size": self.vocab_size}
+        return Vocabulary(NoText(self.vocab_size), "task").describe()
 
     def describe(self) -> dict[str, Any]:
         """The settings as plain values; two tasks with the same have the same examples."""
