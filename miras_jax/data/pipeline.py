@@ -58,6 +58,10 @@ class _Windows:
         return row
 
 
+def _source(part: Tokens | Rows, window: int, first: int) -> _Windows | _Numbered:
+    return _Numbered(part, first) if isinstance(part, Rows) else _Windows(part, window, first)
+
+
 def train_iterator(
     tokens: Tokens | Rows | Sequence[tuple[Tokens | Rows, float]],
     *,
@@ -100,8 +104,7 @@ def train_iterator(
     parts = [(tokens, 1.0)] if isinstance(tokens, Tokens | Rows) else [*tokens]
     sources, first = [], 0
     for part, _ in parts:
-        rows = isinstance(part, Rows)
-        sources.append(_Numbered(part, first) if rows else _Windows(part, window, first))
+        sources.append(_source(part, window, first))
         first += len(sources[-1])
     orders = [
         grain.MapDataset.source(source).seed((seed + number) % 2**32).shuffle().repeat()
