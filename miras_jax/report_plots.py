@@ -45,6 +45,10 @@ def panels(runs: Sequence[Run]) -> dict[str, list[Panel]]:
             for name in _names(runs, "eval/", BITS)
             if not name.endswith(("order0_" + BITS, "order1_" + BITS))
         ],
+        "accuracy": [
+            Panel(name, name.removeprefix("eval/").replace("/", ", "), "right answers (0 to 1)")
+            for name in _names(runs, "eval/accuracy")
+        ],
         "norms": [Panel(name, *words, log=True) for name, words in NORMS.items()],
         "groups": [
             Panel(f"{norm}/{group}", f"{words[0]}: {group}", words[1], log=True)

@@ -22,16 +22,24 @@ MAY_IMPORT = {
     "kernels_pallas": {"miras_jax.memory"},
     "miras_jax.zoo": {"miras_jax.memory"},
     "miras_jax.data": set(),
+    "miras_jax.tasks": {"miras_jax.data"},
     "miras_jax.nn": {"miras_jax.zoo", "miras_jax.memory"},
     "miras_jax.devices": set(),
     "miras_jax.training": {
         "miras_jax.devices",
         "miras_jax.nn",
         "miras_jax.data",
+        "miras_jax.tasks",
         "miras_jax.zoo",
         "miras_jax.memory",
     },
-    "miras_jax.evals": {"miras_jax.nn", "miras_jax.data", "miras_jax.zoo", "miras_jax.memory"},
+    "miras_jax.evals": {
+        "miras_jax.nn",
+        "miras_jax.data",
+        "miras_jax.tasks",
+        "miras_jax.zoo",
+        "miras_jax.memory",
+    },
 }
 WITHOUT_FLAX = ("miras_jax.memory", "miras_jax.zoo", "kernels_pallas")
 

@@ -11,6 +11,7 @@ import grain
 import numpy as np
 
 from miras_jax.data import completions
+from miras_jax.data.rows import Rows
 from miras_jax.data.shards import TokenSet
 
 Tokens = np.ndarray | TokenSet
@@ -112,8 +113,17 @@ def count_rows(tokens: Tokens, window: int) -> int:
     return max(tokens.size - 1, 0) // window
 
 
+def _source(part: Tokens | Rows, window: int, masked: bool) -> Sequence[dict[str, np.ndarray]]:
+    """The rows of a part."""
+    if isinstance(part, Rows):
+        return part
+    if is_completions(part):
+        return completions.ExampleRows(part, window)
+    return _Windows(part, window, masked)
+
+
 def train_iterator(
-    tokens: Tokens | Sequence[tuple[Tokens, float]],
+    tokens: Tokens | Rows | Sequence[tuple[Tokens | Rows, float]],
     *,
     window: int,
     batch_size: int,
@@ -127,8 +137,8 @@ def train_iterator(
     from them by weight, evenly spread: of n in a row, a part of share p gives n p, within 1 %.
 
     Args:
-      tokens: ids [n], any integer type, may be memory-mapped; a token set; or several with weights
-        above 0, of which the sum does not matter.
+      tokens: ids [n], any integer type, may be memory-mapped; a token set; `Rows`; or several with
+        weights above 0, of which the sum does not matter.
       window: targets in a window.
       batch_size: windows in a batch, over all processes.
       seed: chooses the order.
@@ -138,10 +148,10 @@ def train_iterator(
       An iterator of `{"tokens": int32 [rows, window + 1], "index": int64 [batch_size]}`, where
       `index` numbers the windows of the whole batch, part after part; of token sets also
       `"segment_ids": int32 [rows, window]`, not decreasing in a row, of the tokens that are read;
-      and where a set is of prompts with completions, `"mask": float32 [rows, window]`, the weights
-      of the targets. `get_state()` is one integer in a dict, the same on every process: the windows
-      that have been read by all of them together. `set_state` resumes exactly there, on any number
-      of processes and with any batch size.
+      where a set is of prompts with completions, `"mask": float32 [rows, window]`, the weights of
+      the targets; of `Rows` what they have. `get_state()` is one integer in a dict, the same on
+      every process: the windows that have been read by all of them together. `set_state` resumes
+      exactly there, on any number of processes and with any batch size.
 
     Raises:
       ValueError: a text shorter than one window, or rows that the batch does not have.
@@ -151,14 +161,11 @@ def train_iterator(
     rows = range(batch_size) if rows is None else rows
     if not rows or min(rows) < 0 or max(rows) >= batch_size:
         raise ValueError(f"rows must name some of the {batch_size} rows of a batch, got {rows}")
-    parts = [(tokens, 1.0)] if isinstance(tokens, Tokens) else [*tokens]
+    parts = [(tokens, 1.0)] if isinstance(tokens, Tokens | Rows) else [*tokens]
     masked = any(is_completions(part) for part, _ in parts)
     sources, orders, first = [], [], 0
     for number, (part, _) in enumerate(parts):
-        if is_completions(part):
-            sources.append(completions.ExampleRows(part, window))
-        else:
-            sources.append(_Windows(part, window, masked))
+        sources.append(_source(part, window, masked))
         numbers = grain.MapDataset.range(first, first + len(sources[-1]))
         orders.append(numbers.seed((seed + number) % 2**32).shuffle().repeat())
         first += len(sources[-1])

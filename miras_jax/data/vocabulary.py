@@ -28,7 +28,7 @@ class Vocabulary:
 
     Attributes:
       tokenizer: the tokenizer.
-      kind: `bytes`, `huggingface` or `sentencepiece`.
+      kind: `bytes`, `huggingface` or `sentencepiece`; `task` where tokens are no text.
       content: the file that it was made from, empty for bytes.
     """
 
@@ -88,6 +88,8 @@ def saved_vocabulary(description: dict[str, Any], folder: Folder | None) -> Voca
     """
     if description["kind"] == "bytes":
         return Vocabulary(ByteTokenizer(), "bytes")
+    if description["kind"] == "task":
+        return Vocabulary(NoText(description["vocab_size"]), "task")
     name = description["file"]
     if name not in folder.names():
         raise DataError(f"{folder} has lost its tokenizer {name}")
@@ -100,6 +102,25 @@ def saved_vocabulary(description: dict[str, Any], folder: Folder | None) -> Voca
 def _build(kind: str, content: bytes, separator: str | int | None, name: str) -> Vocabulary:
     library = {"huggingface": HuggingFaceTokenizer, "sentencepiece": SentencePieceTokenizer}[kind]
     return Vocabulary(library(content, separator, name), kind, content)
+
+
+class NoText:
+    """Stands for a tokenizer where tokens are no text, as those of synthetic tasks; it has neither
+    a separator nor text to give."""
+
+    separator = None
+
+    def __init__(self, vocab_size: int):
+        self.vocab_size = vocab_size
+
+    def encode(self, text: str) -> np.ndarray:
+        raise DataError("the model was trained on a synthetic task: its tokens are no text")
+
+    def decode(self, ids: npt.ArrayLike) -> str:
+        return self.encode("")
+
+    def decode_stream(self, ids: Iterable[int]) -> Iterator[str]:
+        return self.encode("")
 
 
 def encode_all(tokenizer: Tokenizer, texts: Sequence[str]) -> list[npt.ArrayLike]:

@@ -25,6 +25,7 @@ KINDS = {
     "perplexity": "miras_jax.evals.perplexity",
     "zeroshot": "miras_jax.evals.multiple_choice",
     "harness": "miras_jax.evals.harness",
+    "task": "miras_jax.evals.synthetic",
 }
 
 

@@ -64,6 +64,9 @@ class ModelConfig:
     `shuffled_values` learns values of other tokens, `chunk_start_reads` reads the chunk's start."""
     tie_embeddings: bool = True
     """Uses the embedding as the output layer."""
+    readout: Literal["token", "last"] = "token"
+    """What predicts: each token what follows it, or the row's last token all tokens of the row, for
+    the task of compression."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Compute type of projections and residual stream; parameters and memories stay float32."""
     remat: bool = True
@@ -75,6 +78,8 @@ class ModelConfig:
         for name in counts:
             if (count := getattr(self, name)) is not None and count < 1:
                 raise ValueError(f"model.{name} must be at least 1, got {count}.")
+        if self.readout not in ("token", "last"):
+            raise ValueError(f"model.readout must be token or last, got {self.readout!r}.")
         if not self.rotary_base > 0:
             raise ValueError(f"model.rotary_base must be positive, got {self.rotary_base}.")
         if self.dim % self.heads:
@@ -267,7 +272,8 @@ class ModelConfig:
             mixing += 2 * self.attention._mixing_flops(2 * min(self.segment_size, window))
             mixing += self._recall_flops()
         block = mixing + 2 * 3 * self.dim * self.hidden_dim
-        return self.depth * block + 2 * self.dim * self.vocab_size
+        readout = 4 * self.dim**2 if self.readout == "last" else 0
+        return self.depth * block + readout + 2 * self.dim * self.vocab_size
 
     def _mixing_flops(self, window: int) -> float:
         """Of one layer of the memory."""

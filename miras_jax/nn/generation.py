@@ -45,6 +45,8 @@ def generate(
         raise ValueError(f"The prompt needs at least one token, got shape {prompt.shape}.")
     if prompt.min() < 0 or prompt.max() >= model.config.vocab_size:
         raise ValueError(f"Prompt ids must be in 0 .. {model.config.vocab_size - 1}.")
+    if model.config.readout != "token":
+        raise ValueError("This model tells the row that it reads, and nothing that follows it.")
     if temperature < 0:
         raise ValueError(f"temperature must be at least 0, got {temperature}.")
     if top_k is not None and top_k < 1:

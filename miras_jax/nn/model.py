@@ -13,6 +13,7 @@ from miras_jax.nn import partition
 from miras_jax.nn.config import ModelConfig
 from miras_jax.nn.layers import SwiGLU, linear
 from miras_jax.nn.memory_layer import Context, LayerState, MemoryLayer
+from miras_jax.nn.readout import RowReadout
 from miras_jax.nn.titans import MemoryAsContext, MemoryAsGate, PairState, SegmentState
 
 MixerState = LayerState | PairState | SegmentState
@@ -108,6 +109,8 @@ class LanguageModel(nnx.Module):
         self.final_norm = nnx.RMSNorm(config.dim, dtype=jnp.dtype(config.dtype), rngs=rngs)
         if not config.tie_embeddings:
             self.head = linear(config.dim, config.vocab_size, rngs, jnp.dtype(config.dtype))
+        if config.readout == "last":
+            self.readout = RowReadout(config.dim, dtype=jnp.dtype(config.dtype), rngs=rngs)
 
     def init_state(self, batch: int, capacity: int | None = None) -> ModelState:
         """The state before the first token of `batch` rows. `capacity` is the number of tokens
@@ -135,11 +138,14 @@ class LanguageModel(nnx.Module):
             and, in `titans_mac`, of segments.
 
         Returns:
-          logits float32 `[B, T, vocab_size]`, and the state after the last token.
+          logits float32 `[B, T, vocab_size]`, of the tokens that follow or, with a readout of the
+          last token, of those that were read in this call; and the state after the last token.
         """
         embedding = partition.gather({"embedding": self.embedding[...]})["embedding"]
         x, state = self._mix(embedding, tokens, state, segment_ids)
         x = self.final_norm(x)
+        if self.config.readout == "last":
+            x = partition.gather({"readout": self.readout})["readout"](x)
         if self.config.tie_embeddings:
             output = embedding.T
         else:

@@ -17,7 +17,8 @@ class DataConfig:
 
     source: str | tuple[str, ...] = "stdlib"
     """Training text: the name of a built-in corpus, the path of a file or folder, or of a token set
-    made by `miras tokenize`; several token sets as PATH=WEIGHT."""
+    made by `miras tokenize`; several token sets as PATH=WEIGHT; or a synthetic task, as in
+    task:mqar,pairs=16."""
     validation: str | tuple[str, ...] | None = None
     """Held-out text, given like the source, or several as NAME=PATH; None holds out a part of the
     source."""

@@ -42,6 +42,12 @@ from miras_jax.training.signals import stop_signals
 from miras_jax.training.start import begin
 from miras_jax.training.state import State, abstract_state, init_state, make_mesh, shardings_of
 from miras_jax.training.step import evaluation_step
+from miras_jax.training.task_runs import (
+    TaskText,
+    make_task_evaluation,
+    names_task,
+    read_task,
+)
 from miras_jax.training.tasks import PrepareTasks, make_tasks, tasks_are_due
 from miras_jax.training.trackers import check_trackers, open_trackers
 from miras_jax.training.trainable import check_patterns
@@ -70,7 +76,7 @@ def train(
     Returns:
       The record of the last evaluation: `step`, `eval/loss` (nats per token),
       `eval/bits_per_byte`, and of bytes the entropies beside it; where held-out texts have names,
-      the same of each as `eval/NAME/...`.
+      the same of each as `eval/NAME/...`. Of a task `eval/loss` and `eval/accuracy`.
 
     Raises:
       UserError: the request cannot be carried out; nothing was changed.
@@ -242,6 +248,10 @@ def read_corpus(config: TrainConfig) -> TrainingText:
       UserError: if it cannot be read, is too short or has ids that the model does not know.
     """
     data = config.data
+    if names_task(data.source):
+        return read_task(config)
+    if config.model.readout != "token":
+        raise UserError(f"model.readout {config.model.readout!r} is for tasks, not for text")
     try:
         corpus = load_text(data.source, data.validation)
     except (ValueError, OSError) as error:
@@ -286,6 +296,8 @@ def make_evaluation(
     Where tokens are bytes, two entropies of the very text that is read stand beside them, which
     need no model. Texts with names have figures of their own, and together the ones without.
     """
+    if isinstance(corpus, TaskText):
+        return make_task_evaluation(config, corpus.task, mesh)
     window, batch_size = config.data.window, config.data.batch_size
     limit = config.evaluation.batches
     read = limit and limit * batch_size * window + 1
@@ -369,9 +381,11 @@ def close(
     if jax.process_index() > 0:
         return {}
     directory = pathlib.Path(config.directory)
-    records = [r for r in read_records(directory / "metrics.jsonl") if "eval/bits_per_byte" in r]
+    records = [r for r in read_records(directory / "metrics.jsonl") if "eval/loss" in r]
     final = records[-1] if records else {"step": step}
-    if records:
+    if "eval/accuracy" in final:
+        print(f"test examples after step {final['step']}: accuracy {final['eval/accuracy']:.3f}")
+    elif records:
         floors = ""
         if "eval/order1_bits_per_byte" in final:
             floors = (
@@ -386,6 +400,8 @@ def close(
         print(line)
     print(f"checkpoint: {checkpoint.find_checkpoint(directory)}")
     print(f"train on:   {command} --steps {2 * step}")
+    if corpus.vocabulary["kind"] == "task":
+        return final
     print(f'generate:   {generate_command} --prompt "The "', flush=True)
     # The sample is drawn on one device, which may have no room for weights that several hold.
     fits = config.mesh.size == 1 or (jax.default_backend() == "cpu" and jax.process_count() == 1)

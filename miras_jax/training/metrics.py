@@ -344,6 +344,7 @@ SHOWN = {
     "train/learning_rate": ("learning rate", ".2e"),
     "throughput/tokens_per_second": ("tokens/s", ",.0f"),
     "eval/loss": ("held-out loss", ".4f"),
+    "eval/accuracy": ("accuracy", ".3f"),
     "eval/bits_per_byte": ("bits per byte", ".3f"),
     "eval/order1_bits_per_byte": ("order-1 entropy", ".3f"),
     "eval/order0_bits_per_byte": ("order-0 entropy", ".3f"),

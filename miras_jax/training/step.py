@@ -37,13 +37,14 @@ def nats(params: LanguageModel, batch: Batch) -> tuple[jax.Array, jax.Array]:
     Args:
       params: the model.
       batch: `tokens` int32 [B, T + 1] and, optionally, `mask` float32 [B, T], the weight of each
-        target (default 1), and `segment_ids` int32 [B, T], the documents of a packed row.
+        target (default 1), `targets` int32 [B, T] where they are not `tokens[:, 1:]`, and
+        `segment_ids` int32 [B, T], the documents of a packed row.
 
     Returns:
       The weighted sum in nats and the sum of the weights, both float32 [].
     """
     tokens = batch["tokens"]
-    targets = tokens[:, 1:]
+    targets = batch.get("targets", tokens[:, 1:])
     weights = batch["mask"] if "mask" in batch else jnp.ones(targets.shape, jnp.float32)
     logits, _ = params(tokens[:, :-1], segment_ids=batch.get("segment_ids"))
     losses = optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), targets)
