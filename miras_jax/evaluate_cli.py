@@ -38,7 +38,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     from miras_jax import evals, export
     from miras_jax import evaluation_record as record
-    from miras_jax.cli import print_table, load_experiment
+    from miras_jax.cli import load_experiment, print_table
     from miras_jax.evals import suite
 
     for task in arguments.tasks:  # before a model is loaded

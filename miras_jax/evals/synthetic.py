@@ -3,10 +3,10 @@
 import dataclasses
 
 from miras_jax import tasks
+from miras_jax.evals.device import Model
 from miras_jax.evals.errors import EvaluationError
 from miras_jax.evals.recall import evaluate_task
 from miras_jax.evals.result import Result
-from miras_jax.evals.device import Model
 from miras_jax.evals.suite import Common, Evaluator, Subject
 
 

@@ -63,14 +63,6 @@ def temporaries(config: TrainConfig, arrays: Arrays, *, packed: bool, platform: 
     return peak + arrays.device_bytes + gathered
 
 
-def evaluation(config: TrainConfig, arrays: Arrays, *, packed: bool, platform: str) -> float:
-    """Estimates the bytes of temporaries of an evaluation step, which reads a batch at once; the
-    arguments as in `temporaries`."""
-    rows, window = piece(config)
-    jaxpr = _traced(nats, config.model, (rows * config.accumulation, window), packed, platform)
-    return _peak(jaxpr, _shared(arrays)) / config.mesh.tensor
-
-
 def _traced(
     function, model: ModelConfig, batch: tuple[int, int], packed: bool, platform: str
 ) -> jex.Jaxpr:

@@ -10,7 +10,7 @@ from miras_jax.planning.arrays import Arrays, arrays_of
 from miras_jax.planning.bounds import DAY, Bounds, bounds_of, step_flops
 from miras_jax.planning.collectives import Collective
 from miras_jax.planning.compiling import Compiled, check_compiler, compile_step
-from miras_jax.planning.liveness import evaluation, temporaries
+from miras_jax.planning.liveness import temporaries
 from miras_jax.planning.mesh import piece, sizes
 from miras_jax.planning.topology import Topology
 from miras_jax.planning.traffic import expected_collectives
@@ -55,7 +55,6 @@ class Plan:
       arrays: what is held throughout.
       compiled: what the compiler said; None where the plan is analytic.
       estimate: bytes of temporaries, where nothing was compiled.
-      evaluation: bytes of temporaries of an evaluation step, estimated.
     """
 
     config: TrainConfig
@@ -64,7 +63,6 @@ class Plan:
     arrays: Arrays
     compiled: Compiled | None
     estimate: float = 0.0
-    evaluation: float = 0.0
 
     @property
     def needed(self) -> float:
@@ -167,7 +165,6 @@ class Plan:
                 "available": self.available,
                 "of_chip": chip.memory / chip.devices if chip else None,
                 "parts": [part._asdict() for part in self.parts()],
-                "evaluation": self.held + self.evaluation,
             },
             "collectives": {
                 "how": "compiler" if self._compiled else "estimate",
@@ -220,11 +217,11 @@ def make_plan(config: TrainConfig, topology: Topology, options: Options) -> Plan
     if options.packed is None:
         options = dataclasses.replace(options, packed=packs(config))
     arrays = arrays_of(config, packed=options.packed)
-    # Kernels cannot be traced for a machine that is not here; without, memories take more.
-    traced = {"packed": options.packed, "platform": "gpu" if topology.chip else "cpu"}
-    plan = Plan(config, topology, options, arrays, None, 0.0, evaluation(config, arrays, **traced))
+    plan = Plan(config, topology, options, arrays, None)
     if topology.platform == "gpu":
-        return dataclasses.replace(plan, estimate=temporaries(config, arrays, **traced))
+        # Kernels cannot be traced for a machine that is not here; without, memories take more.
+        estimate = temporaries(config, arrays, packed=options.packed, platform="gpu")
+        return dataclasses.replace(plan, estimate=estimate)
     compiled = compile_step(
         config,
         topology,

@@ -51,15 +51,6 @@ def report(plan: Plan) -> Iterator[str | Table]:
     yield from _times(plan, figures)
     yield ""
     yield _verdict(plan)
-    yield from _evaluation(plan)
-
-
-def _evaluation(plan: Plan) -> Iterator[str]:
-    if (taken := plan.held + plan.evaluation) > plan.available:
-        yield (
-            f"Evaluation, which reads a whole batch at once, is estimated at {taken / MiB:,.0f}"
-            " MiB: more than is available."
-        )
 
 
 def _how(plan: Plan) -> str:
@@ -180,4 +171,3 @@ def advice_lines(advice: Advice) -> Iterator[str]:
         f"would fit ({how}: {plan.needed / MiB:,.0f} of {plan.available / MiB:,.0f} MiB):"
         f" {advice.proposal.words}: {advice.proposal.options}"
     )
-    yield from _evaluation(plan)

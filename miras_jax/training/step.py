@@ -139,11 +139,19 @@ def train_step(
     return keep_finite(state, after, metrics) if skip_nonfinite else after, metrics
 
 
-def evaluation_step(params: LanguageModel, batch: Batch) -> dict[str, jax.Array]:
-    """Sums up one held-out batch, see `nats`.
+def evaluation_step(
+    params: LanguageModel, batch: Batch, *, accumulation: int = 1
+) -> dict[str, jax.Array]:
+    """Sums up one held-out batch, see `nats`, one microbatch after the other, so that it takes no
+    more memory than training.
 
     Returns:
       float32 []: `nats` and `tokens` (targets).
     """
-    loss, tokens = nats(params, batch)
+
+    def gather(total, microbatch):
+        return jax.tree.map(jnp.add, total, nats(params, microbatch)), None
+
+    zero = jnp.zeros(()), jnp.zeros(())
+    (loss, tokens), _ = jax.lax.scan(gather, zero, microbatches(batch, accumulation))
     return {"nats": loss, "tokens": tokens}

@@ -7,11 +7,10 @@ import pytest
 
 from miras_jax.nn import ModelConfig
 from miras_jax.planning.arrays import arrays_of
-from miras_jax.planning.liveness import TOLERANCE, evaluation, temporaries
+from miras_jax.planning.liveness import TOLERANCE, temporaries
 from miras_jax.training import DataConfig, MeshConfig, TrainConfig
 from miras_jax.training.program import abstract_batch, jit_step
 from miras_jax.training.state import abstract_state, mesh_of, shardings_of
-from miras_jax.training.step import evaluation_step
 
 
 def run(memory, *, mesh, accumulation=1, remat=True):
@@ -46,17 +45,6 @@ def test_estimate_is_near_the_compilers(case):
     held = arrays.device_bytes + arrays.optimizer + arrays.batch
     assert memory.argument_size_in_bytes == held, "what is exact is exact"
     assert 1 / TOLERANCE < estimate(config) / memory.temp_size_in_bytes < TOLERANCE
-
-
-def test_estimate_of_an_evaluation():
-    """It reads all rows of the batch at once, however many microbatches a step has."""
-    config = CASES["microbatches"]
-    mesh = mesh_of(config.mesh, jax.devices()[: config.mesh.size])
-    params, batch = abstract_state(config, mesh).params, abstract_batch(config, mesh, packed=False)
-    with jax.set_mesh(mesh):
-        compiled = jax.jit(evaluation_step).lower(params, batch).compile()
-    found = evaluation(config, arrays_of(config, packed=False), packed=False, platform="cpu")
-    assert 1 / TOLERANCE < found / compiled.memory_analysis().temp_size_in_bytes < TOLERANCE
 
 
 def test_what_makes_it_smaller():

@@ -140,7 +140,7 @@ def abstract(config):
 
 def start(config):
     """The first state, and what is said of it."""
-    from miras_jax.training.loop import read_corpus
+    from miras_jax.training.corpus import read_corpus
 
     mesh, expected = abstract(config)
     with jax.set_mesh(mesh):

@@ -24,7 +24,7 @@ from miras_jax.training import (
     train,
 )
 from miras_jax.training.checkpoint import load_model
-from miras_jax.training.loop import read_corpus
+from miras_jax.training.corpus import read_corpus
 from miras_jax.training.step import nats
 from miras_jax.training.task_runs import TaskRows
 from tests.training.toy import MODEL, records, toy

@@ -14,7 +14,7 @@ from miras_jax import cli
 from miras_jax.data import TokenSet, tokenize
 from miras_jax.training import EvaluationConfig, UserError, train
 from miras_jax.training.checkpoint import load_model, load_tokenizer
-from miras_jax.training.loop import read_corpus
+from miras_jax.training.corpus import read_corpus
 from miras_jax.training.step import nats
 from tests.training.toy import records, toy
 
