@@ -151,12 +151,14 @@ def test_flops_count_every_matrix_of_the_layer(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_parameter_has_a_rule(name):
-    """Projections are split over fsdp and tensor, what is small is not."""
+    """Projections and initial memories are split over fsdp and tensor, what is small is not."""
     mesh = jax.sharding.AbstractMesh((1, 2, 1, 2), partition.AXES)
     for path, x in jax.tree_util.tree_leaves_with_path(shapes_of(config_of(name)).blocks.memory):
         key = jax.tree_util.keystr(path)
         axes = {axis for axis in partition.spec_of(key, x.shape, mesh) if axis}
-        if ".kernel" not in key or "convolution" in key:
+        if "start" in key:
+            assert axes == {"fsdp", "tensor"}
+        elif ".kernel" not in key or "convolution" in key:
             assert axes <= {"tensor"}
         elif "gates" not in key:
             assert axes == {"fsdp", "tensor"}

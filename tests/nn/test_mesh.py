@@ -84,7 +84,7 @@ def test_every_parameter_has_a_rule():
     assert named(".memory.query.kernel") == P(None, "fsdp", "tensor")
     assert named(".memory.output.kernel") == P(None, "tensor", "fsdp")
     assert named(".swiglu.down.kernel") == P(None, "tensor", "fsdp")
-    assert named(".start.layer_1") == P(None, "tensor", None, None)
+    assert named(".start.layer_1") == P(None, "tensor", None, "fsdp")
     assert named("embedding") == P("tensor", "fsdp")
     assert named(".head.kernel") == P("fsdp", "tensor")
     assert named(".convolutions.key") == P(None, None, "tensor")

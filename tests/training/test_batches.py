@@ -21,21 +21,21 @@ class OneHost(NamedSharding):
 @pytest.mark.parametrize(
     ("shape", "here", "rows"),
     [
-        ((2, 2, 2), (0, 1, 2, 3), [0, 1, 2, 3]),
-        ((2, 2, 2), (0, 4), [0, 1, 4, 5]),  # hosts need not be neighbours on the mesh
-        ((1, 1, 8), (5,), [*range(8)]),  # rows that several hosts hold
+        ((2, 2, 1, 2), (0, 1, 2, 3), [0, 1, 2, 3]),
+        ((2, 2, 2, 1), (0, 4), [0, 1, 4, 5]),  # hosts need not be neighbours on the mesh
+        ((1, 1, 1, 8), (5,), [*range(8)]),  # rows that several hosts hold
     ],
 )
 def test_rows_of_a_host(shape, here, rows):
-    mesh = jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 3)
+    mesh = jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 4)
     sharding = OneHost(mesh, PartitionSpec(BATCH))
     sharding.here = here
     assert local_rows(sharding, 8) == rows
 
 
-@pytest.mark.parametrize("shape", [(2, 2, 2), (8, 1, 1), (1, 1, 8)])
+@pytest.mark.parametrize("shape", [(2, 2, 1, 2), (8, 1, 1, 1), (1, 1, 8, 1)])
 def test_put_is_the_batch(shape):
-    mesh = jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 3)
+    mesh = jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 4)
     sharding = NamedSharding(mesh, PartitionSpec(BATCH))
     batch = {"tokens": np.arange(16 * 3).reshape(16, 3), "mask": np.arange(16.0)}
     placed = put(batch, sharding, 16, local_rows(sharding, 16))
@@ -45,7 +45,7 @@ def test_put_is_the_batch(shape):
 
 
 def test_put_refuses_rows_that_a_host_has_not():
-    mesh = jax.make_mesh((8, 1, 1), AXES, axis_types=(AxisType.Auto,) * 3)
+    mesh = jax.make_mesh((8, 1, 1, 1), AXES, axis_types=(AxisType.Auto,) * 4)
     sharding = NamedSharding(mesh, PartitionSpec(BATCH))
     with pytest.raises(KeyError):
         put({"x": np.arange(4)}, sharding, 8, range(4))
