@@ -39,7 +39,7 @@ test: $(READY)  ## Run every test
 	$(BIN)/python -m pytest
 
 # The kills are at random: another order with MIRAS_KILL_SEED=..., which a failure prints.
-nightly: $(READY)  ## Run the tests that take many minutes: sixty kills
+nightly: $(READY)  ## Run the tests left for the night: sixty kills, more cases
 	$(BIN)/python -m pytest -n 0 -s -m nightly
 
 test-latest:  ## Run every test on the newest Python found, in .venv-latest

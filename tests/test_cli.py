@@ -240,7 +240,7 @@ def test_nobody_reads(folder):
     assert finish(process) == (141, None, "")
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_killed_and_interrupted_equals_uninterrupted(folder, tmp_path_factory, capsys):
     process = start(folder, "train", "exp.py")
     wait_for_step(folder, 21)  # the checkpoint of step 20 is being written

@@ -1,6 +1,7 @@
 """The chunk function of matrix memories, scanned in plain JAX, against the recurrent form."""
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -11,11 +12,13 @@ import miras_jax as mj
 from kernels_pallas.linear import linear_step, linear_tokens
 from kernels_pallas.step import scan_reference
 from tests.cases import cotangents
+from tests.nights import nightly_but
 
 NAMES = (
     "linear_attention retnet lightning_attention gla mamba2 hgrn2 "
     "deltanet gated_deltanet kda comba gdn2 rwkv7"
 ).split()
+WAYS = list(itertools.product([False, True], [16, 64]))
 ROWS = list({mj.zoo.get(name): name for name in reversed(NAMES)}.values())[::-1]
 """One name of each memory: models of one memory differ in their layers."""
 B, H, K, V = 2, 2, 8, 6
@@ -135,9 +138,8 @@ def errors(got, wanted):
 
 
 @pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize(("packed", "chunk_size"), nightly_but(WAYS, [(True, 16), (False, 64)]))
 @pytest.mark.parametrize("name", ROWS)
-@pytest.mark.parametrize("packed", [False, True])
-@pytest.mark.parametrize("chunk_size", [16, 64])
 def test_chunks_equal_tokens(name, packed, chunk_size):
     memory = mj.zoo.get(name)
     ids = DOCUMENTS if packed else None
@@ -210,7 +212,7 @@ def correlated(cosine):
 
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("name", ["deltanet", "gated_deltanet", "kda"])
-@pytest.mark.parametrize("cosine", [0.0, 0.5, 0.9])
+@pytest.mark.parametrize("cosine", nightly_but([0.0, 0.5, 0.9], [0.9]))
 def test_keys_that_resemble_each_other(name, cosine):
     """Steps up to 2: L has entries of 2 cosine, and inverses by series diverge."""
     memory = mj.zoo.get(name)
@@ -234,9 +236,7 @@ def extreme(x):
     ("name", "target"),
     [
         *((name, "tpu") for name in ROWS),
-        ("gla", "gpu"),
-        ("gated_deltanet", "gpu"),
-        ("rwkv7", "gpu"),
+        *nightly_but([(name, "gpu") for name in ("gla", "gated_deltanet", "rwkv7")], []),
     ],
 )
 def test_extremes(name, target):

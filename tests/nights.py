@@ -1,0 +1,17 @@
+"""What is left for the night: cases that others of the same kind stand for at every change."""
+
+from collections.abc import Collection, Iterable
+
+import pytest
+
+
+def nightly_but(cases: Iterable, kept: Collection) -> list:
+    """The cases as parameters; those that are not `kept` run in `make nightly` alone."""
+    return [
+        case
+        if case in kept
+        else pytest.param(
+            *(case if isinstance(case, tuple) else (case,)), marks=pytest.mark.nightly
+        )
+        for case in cases
+    ]
