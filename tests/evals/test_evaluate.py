@@ -8,7 +8,7 @@ import jax
 import pytest
 
 from miras_jax import cli
-from miras_jax.cli import _prepare_tasks as prepare  # what `miras train` gives to training
+from miras_jax.cli import prepare_tasks as prepare  # what `miras train` gives to training
 from miras_jax.data import load_vocabulary
 from miras_jax.evals import EvaluationError, suite
 from miras_jax.evals.result import Result
