@@ -10,7 +10,8 @@ def add_command(commands, **style) -> None:
     command = commands.add_parser("evaluate", help="measure a trained model", **style)
     command.description = (
         "Runs evaluators on a trained model, prints a table and writes a record. A task is"
-        " KIND:TARGET,option=value with the kinds perplexity:PATH, zeroshot:PATH and harness:TASK;"
+        " KIND:TARGET,option=value with the kinds perplexity:PATH, zeroshot:PATH, harness:TASK and"
+        " task:NAME;"
         " docs/evaluation.md lists their options."
     )
     add = command.add_argument
@@ -23,6 +24,7 @@ def add_command(commands, **style) -> None:
     add("--out", metavar="FILE.json", help="record to write")
     add("--batch-size", type=_positive, default=16, help="rows that are read together")
     add("--piece", type=_positive, default=512, help="tokens that are read at once")
+    add("--control", metavar="NAME", help="break one thing of what the memories do, as frozen")
     add("--include-path", metavar="FOLDER", help="folder of lm-evaluation-harness tasks")
     add(
         "--experiment",
@@ -40,12 +42,19 @@ def run(arguments: argparse.Namespace) -> int:
     from miras_jax import evaluation_record as record
     from miras_jax.cli import load_experiment, print_table
     from miras_jax.evals import suite
+    from miras_jax.nn.controls import with_control
+    from miras_jax.training import UserError
 
     for task in arguments.tasks:  # before a model is loaded
         suite.parse(task)
     if arguments.experiment:
         load_experiment(arguments.experiment)
     model, metadata = export.load_model(arguments.checkpoint)
+    if arguments.control:
+        try:
+            model = with_control(model, arguments.control)
+        except ValueError as error:
+            raise UserError(str(error)) from error
     vocabulary = export.load_vocabulary_of(arguments.checkpoint, metadata)
     subject = evals.Subject(
         vocabulary,

@@ -83,6 +83,11 @@ def test_the_command_prints_and_records_the_same(run, tmp_path, capsys):
     assert record["versions"]["jax"] == jax.__version__
     assert record["hardware"]["backend"] == "cpu"
     assert record["vocabulary"]["kind"] == "bytes"
+    asked = ["--tasks", tasks[0], "--control", "frozen", "--out", str(out)]
+    assert cli.main(["evaluate", config.directory, *asked]) == 0
+    broken = json.loads(out.read_text())
+    assert broken["model"]["control"] == "frozen"
+    assert broken["results"][0]["figures"] != words["figures"]
 
 
 def test_an_infinite_figure_is_no_failure(run, tmp_path, monkeypatch, capsys):
@@ -119,6 +124,9 @@ def test_bad_requests_say_what_to_change(run, capsys):
     config, tasks, _ = run
     assert cli.main(["evaluate", config.directory, "--tasks", f"{tasks[0]},windw=3"]) == 2
     assert "perhaps you meant window" in capsys.readouterr().err
+    asked = ["--tasks", tasks[0], "--control", "backwards"]
+    assert cli.main(["evaluate", config.directory, *asked]) == 2
+    assert "model.control must be one of ascent, frozen" in capsys.readouterr().err
     # Said before the checkpoint is looked for.
     assert cli.main(["evaluate", "nowhere", "--tasks", "riddles:x"]) == 2
     assert "KIND of perplexity, zeroshot, harness" in capsys.readouterr().err
