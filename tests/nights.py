@@ -4,6 +4,12 @@ from collections.abc import Collection, Iterable
 
 import pytest
 
+# A model of each kind of memory and layer.
+OF_A_KIND = (
+    *("yaad", "gated_deltanet", "transformer", "gla", "longhorn", "rwkv7", "delta_product"),
+    *("mesanet", "titans", "moneta", "memora", "lact", "ttt_mlp"),
+)
+
 
 def nightly_but(cases: Iterable, kept: Collection) -> list:
     """The cases as parameters; those that are not `kept` run in `make nightly` alone."""

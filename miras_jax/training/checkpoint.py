@@ -96,8 +96,8 @@ def open_checkpoints(config: TrainConfig) -> Iterator[ocp.training.Checkpointer]
         context.asynchronous.post_finalization_callback = lambda: [
             seal(half) for half in root.glob(HALF_WRITTEN)
         ]
+        # It stays: a thread may log after the run has ended with the error.
         logging.getLogger("absl").addFilter(_raised_later)
-        stack.callback(logging.getLogger("absl").removeFilter, _raised_later)
         checkpoints = ocp.training.Checkpointer(
             root,
             context=context,

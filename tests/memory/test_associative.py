@@ -32,6 +32,7 @@ from miras_jax.memory.sharded import memorize_on_mesh, memorize_sharded
 from tests import laws
 from tests.cases import CHUNK, NAMES, B, H, K, apply, case, close, cotangents, memory_of, read
 from tests.laws import WHOLE, agree, floats, normal, pull
+from tests.nights import nightly_but
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -86,7 +87,7 @@ def test_rows_of_documents_after_a_state(name):
     agree(*(pulled(c, form, *args) for form in ("associative", "recurrent")))
 
 
-@pytest.mark.parametrize("name", MEMORIES)
+@pytest.mark.parametrize("name", nightly_but(MEMORIES, TYPICAL))
 def test_whole_chunks_of_one_document(name):
     c = case(MEMORIES[name], tokens=WHOLE)
     agree(*(pulled(c, form, None, None) for form in ("associative", "recurrent")))
@@ -167,7 +168,7 @@ def check_mesh(name, mesh, packed):
     agree(jax.device_get(got), jax.device_get(expected))
 
 
-@pytest.mark.parametrize("name", MEMORIES)
+@pytest.mark.parametrize("name", nightly_but(MEMORIES, (*TYPICAL, "start", "mesanet")))
 def test_four_devices_equal_one(name):
     """Documents and a state cross the devices; each has a chunk that is not full."""
     check_mesh(name, mesh_of(sequence=4), packed=True)

@@ -11,6 +11,7 @@ from flax import nnx
 import miras_jax as mj
 from miras_jax.nn import LanguageModel, ModelConfig, generate
 from miras_jax.nn.generation import prefill, sample
+from tests.nights import OF_A_KIND, nightly_but
 
 # The models that mix by attention too have tests of their own.
 NAMES = [row.name for row in mj.zoo.table() if row.block == "memory"]
@@ -62,7 +63,11 @@ def test_prefill_and_decode_give_the_logits_of_the_whole_text(name):
 
 @pytest.mark.parametrize(
     ("name", "rotary"),
-    [(name, None) for name in NAMES] + [("yaad", True), ("transformer", False)],
+    [
+        *nightly_but([(name, None) for name in NAMES], [(name, None) for name in OF_A_KIND]),
+        ("yaad", True),
+        ("transformer", False),
+    ],
 )
 def test_packed_documents_equal_themselves_alone(name, rotary):
     """Memory, convolution and positions begin afresh; documents lie on the chunk grid here."""
@@ -98,7 +103,7 @@ def test_options_change_no_meaning(name):
     assert len(jax.tree.leaves(untied)) == len(jax.tree.leaves(model)) + 1
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", nightly_but(NAMES, OF_A_KIND))
 def test_every_parameter_is_learned(name):
     """No parameter without a gradient; every leaf a float32 `nnx.Param`."""
     model, tokens = model_of(name), tokens_of(2, 18)

@@ -41,7 +41,7 @@ def assert_said(ended, what: str, why: str, config, good: int) -> None:
     assert ended.code == 3, ended
     assert ended.err.splitlines()[-1] == (
         f"miras: error: {what}: {why}; last good checkpoint: {config.directory}/checkpoints/{good}"
-    )
+    ), ended.err
     assert "Traceback" not in ended.err
 
 
