@@ -223,6 +223,7 @@ def generate(arguments: argparse.Namespace) -> int:
         temperature=arguments.temperature,
         top_k=arguments.top_k,
         top_p=arguments.top_p,
+        vocab_size=tokenizer.vocab_size,
     )
     print(arguments.prompt, end="", flush=True)
     for piece in tokenizer.decode_stream(ids):

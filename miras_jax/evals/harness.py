@@ -121,6 +121,7 @@ class HarnessModel(TemplateLM):
             steps=slots - len(prompt),
             key=jax.random.key(0),
             temperature=options.get("temperature", 0.0) if options.get("do_sample") else 0.0,
+            vocab_size=self._tokenizer.vocab_size,
         ):
             if token == self.eot_token_id:
                 break

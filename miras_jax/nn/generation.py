@@ -22,6 +22,7 @@ def generate(
     temperature: float = 1.0,
     top_k: int | None = None,
     top_p: float | None = None,
+    vocab_size: int | None = None,
 ) -> Iterator[int]:
     """Continues a prompt of any length, longer than the training window too.
 
@@ -33,6 +34,8 @@ def generate(
       temperature: divides the logits; 0 takes the likeliest token.
       top_k: keeps the k likeliest tokens.
       top_p: keeps the likeliest tokens up to that total probability, in (0, 1].
+      vocab_size: tokens that there are, where the model's own number is rounded up: no id from
+        here on is drawn. None draws any.
 
     Yields:
       one token id at a time.
@@ -53,14 +56,15 @@ def generate(
         raise ValueError(f"top_k must be at least 1, got {top_k}.")
     if top_p is not None and not 0 < top_p <= 1:
         raise ValueError(f"top_p must be in (0, 1], got {top_p}.")
-    return _generate(model, prompt, steps, key, temperature, top_k, top_p)
+    return _generate(model, prompt, steps, key, temperature, top_k, top_p, vocab_size)
 
 
-def _generate(model, prompt, steps, key, temperature, top_k, top_p):
+def _generate(model, prompt, steps, key, temperature, top_k, top_p, vocab_size):
     state = model.init_state(1, capacity=prompt.size + steps)
     logits, state = prefill(model, prompt[None], state)
     for step in range(steps):
-        token = sample(jax.random.fold_in(key, step), logits, temperature, top_k, top_p)
+        known = logits[:, :vocab_size]
+        token = sample(jax.random.fold_in(key, step), known, temperature, top_k, top_p)
         yield int(token[0])
         if step + 1 < steps:
             logits, state = _read(model, token[:, None], state)

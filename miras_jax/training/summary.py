@@ -94,7 +94,6 @@ def sample(config: TrainConfig, corpus: TrainingText, params: LanguageModel) -> 
     first = [tokenizer.separator] if corpus.packed else tokenizer.encode("\n")
     prompt = np.asarray(first, np.int32)
     key = jax.random.key(config.seed)
-    ids = list(
-        generate(model, prompt, steps=config.evaluation.sample_tokens, key=key, temperature=0.8)
-    )
-    return tokenizer.decode(ids)
+    options = {"temperature": 0.8, "vocab_size": tokenizer.vocab_size}
+    steps = config.evaluation.sample_tokens
+    return tokenizer.decode(list(generate(model, prompt, steps=steps, key=key, **options)))

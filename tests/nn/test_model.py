@@ -150,6 +150,7 @@ def test_generate_is_repeatable_and_follows_its_options():
     greedy = list(generate(model, prompt, steps=12, key=key, temperature=0.0))
     assert greedy == list(generate(model, prompt, steps=12, key=key, top_k=1))
     assert greedy == list(generate(model, prompt, steps=12, key=key, top_p=1e-6))
+    assert max(once) >= 8 > max(generate(model, prompt, steps=12, key=key, vocab_size=8))
     # What it picks greedily is what the forward pass over the whole text says.
     text = jnp.asarray([*prompt, *greedy])[None]
     logits, _ = read(model, text)

@@ -46,7 +46,7 @@ def test_paper_sizes_fit(tmp_path, size, topology):
     # The mesh is left to the plan: 128 rows do for 256 chips where two share the heads of each.
     code, figures = plan(tmp_path, f"{path} --topology {topology}")
     assert code == 0
-    assert figures["mesh"] == {"data": 1, "fsdp": rows, "tensor": 256 // rows}
+    assert figures["mesh"] == {"data": 1, "fsdp": rows, "sequence": 1, "tensor": 256 // rows}
     memory = figures["memory"]
     assert memory["needed"] < memory["available"] < memory["of_chip"]
     named = {"170m": 1.7e8, "1300m": 1.3e9}[size]
