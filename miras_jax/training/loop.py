@@ -104,7 +104,7 @@ def train(
             seed=data.seed,
             rows=mine,
         )
-        # The iterator is moved before it is read: grain iterators that have begun do not go back.
+        # Moved to its place before the reader takes it over.
         begun_with = ""
         if start:
             state = checkpoint.restore(checkpoints, abstract, batches)

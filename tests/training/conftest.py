@@ -1,4 +1,4 @@
-"""Compiled programs are kept for the session: the runs of these tests compile the same few."""
+"""Compiled programs are kept while tests run: the runs of these compile the same few."""
 
 import jax
 import pytest

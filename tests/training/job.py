@@ -73,7 +73,7 @@ def start(command: list[str], environment: dict[str, str]) -> subprocess.Popen:
             **os.environ,
             "PYTHONPATH": str(ROOT),
             "XLA_FLAGS": flags,
-            # Below this session's, as 8 emulated devices make other programs than one.
+            # Beside that of the tests, whose 8 emulated devices make other programs than one.
             "JAX_COMPILATION_CACHE_DIR": f"{cache}/job",
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
             **environment,

@@ -25,7 +25,7 @@ from miras_jax.training.start import begin
 from miras_jax.training.state import abstract_state, make_mesh, shardings_of
 from miras_jax.training.step import train_step
 from miras_jax.training.trainable import is_trained
-from tests.training.toy import MODEL, records, toy, write_text
+from tests.training.toy import MODEL, cut_short, records, toy, write_text
 
 LORA = TrainableConfig(lora=LoraConfig(rank=2))
 GATES = TrainableConfig(patterns=("gates", r"final_norm\.scale"))
@@ -96,10 +96,7 @@ def test_says_before_and_after_of_new_and_old_data(base, lora, capsys):
 def test_goes_on_as_if_it_had_not_stopped(lora, tmp_path):
     """What was measured before the first step is there after a restart too."""
     config, _ = lora
-    copy = dataclasses.replace(config, directory=str(tmp_path / "copy"))
-    shutil.copytree(config.directory, copy.directory)
-    for step in (4, 6):
-        shutil.rmtree(pathlib.Path(copy.directory, f"checkpoints/{step}"))
+    copy = cut_short(config, tmp_path / "copy")
     train(copy)
     assert records(copy) == records(config)
     for (name, x), y in zip(weights(copy).items(), weights(config).values(), strict=True):

@@ -1,8 +1,6 @@
 """Runs on synthetic tasks through the same loop: masked losses, figures, restarts, errors."""
 
 import dataclasses
-import pathlib
-import shutil
 
 import jax
 import numpy as np
@@ -27,7 +25,7 @@ from miras_jax.training.checkpoint import load_model
 from miras_jax.training.corpus import read_corpus
 from miras_jax.training.step import nats
 from miras_jax.training.task_runs import TaskRows
-from tests.training.toy import MODEL, records, toy
+from tests.training.toy import MODEL, cut_short, records, toy
 
 MQAR = "task:mqar,pairs=4,vocab_size=32,test_lengths=32+64"
 SMALL = dataclasses.replace(MODEL, vocab_size=32)
@@ -87,10 +85,7 @@ def batches_of(task, **options):
 
 def test_goes_on_as_if_it_had_not_stopped(run, tmp_path):
     config, _ = run
-    copy = dataclasses.replace(config, directory=str(tmp_path / "copy"))
-    shutil.copytree(config.directory, copy.directory)
-    for step in (4, 6):
-        shutil.rmtree(pathlib.Path(copy.directory, f"checkpoints/{step}"))
+    copy = cut_short(config, tmp_path / "copy")
     train(copy)
     assert records(copy) == records(config)
     weights = [jax.tree.leaves(load_model(c.directory)[0]) for c in (copy, config)]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+import shutil
 
 import numpy as np
 
@@ -42,6 +43,15 @@ def toy(folder: pathlib.Path, **changes) -> TrainConfig:
         directory=str(folder / "run"),
     )
     return dataclasses.replace(config, **changes)
+
+
+def cut_short(config: TrainConfig, folder: pathlib.Path) -> TrainConfig:
+    """A copy of a finished toy, in `folder`, as it stood after step 2."""
+    copy = dataclasses.replace(config, directory=str(folder))
+    shutil.copytree(config.directory, copy.directory)
+    for step in (4, 6):
+        shutil.rmtree(folder / "checkpoints" / str(step))
+    return copy
 
 
 def records(config: TrainConfig) -> list[Record]:
