@@ -16,7 +16,7 @@ KEEP_PAGES := MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=68719476736 MALLOC_TOP_P
 
 .DEFAULT_GOAL := help
 .PHONY: help setup train test nightly test-latest prove prove-tpu prove-gpu kernels prove-figures \
-        lint bench bench-loop bench-kernels kernel-errors alignment docs clean
+        lint bench bench-loop bench-kernels kernel-errors studies results alignment docs clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -81,6 +81,16 @@ bench-kernels: $(READY)  ## Time the kernels of this machine's accelerator, or "
 
 kernel-errors: $(READY)  ## Write docs/results/kernel_errors.md: errors against float64
 	$(BIN)/python experiments/kernel_errors.py --out docs/results/kernel_errors.md
+
+# A folder with the folders train and valid of text, which two of the studies read.
+TEXT ?= data/novels
+studies: $(READY)  ## Train and measure what docs/results compares: hours; TEXT=FOLDER
+	for study in experiments/studies/*.py; do \
+	  $(BIN)/python experiments/run_study.py $$study --set text=$(TEXT) || exit 1; done
+	$(MAKE) results
+
+results: $(READY)  ## Write the studies' pages in docs/results from their records
+	$(BIN)/python experiments/study_pages.py
 
 alignment: $(READY)  ## Write docs/alignment.md from the code and the tests
 	$(BIN)/python docs/alignment.py

@@ -124,6 +124,11 @@ def family(memory: Memory) -> str:
     if memory.exact:
         linear_step(memory, "highest")  # says why not
         return "delta rule" if memory.bias.curvature else "gated linear attention"
+    if memory.exact_gradients and memory.bias.curvature:
+        raise NotImplementedError(
+            "The kernel of the delta rule reads each token's own write; this memory reads its "
+            "chunk's start."
+        )
     if memory.algorithm.steps_a_chunk:
         name = type(memory.algorithm).__name__
         raise NotImplementedError(f"{name} holds a state between chunks that kernels do not carry.")

@@ -25,6 +25,7 @@ def add_command(commands, **style) -> None:
     add("--batch-size", type=_positive, default=16, help="rows that are read together")
     add("--piece", type=_positive, default=512, help="tokens that are read at once")
     add("--control", metavar="NAME", help="break one thing of what the memories do, as frozen")
+    add("--chunk-size", type=_positive, metavar="N", help="tokens a chunk of the memories")
     add("--include-path", metavar="FOLDER", help="folder of lm-evaluation-harness tasks")
     add(
         "--experiment",
@@ -42,7 +43,7 @@ def run(arguments: argparse.Namespace) -> int:
     from miras_jax import evaluation_record as record
     from miras_jax.cli import load_experiment, print_table
     from miras_jax.evals import suite
-    from miras_jax.nn.controls import with_control
+    from miras_jax.nn import reconfigured
     from miras_jax.training import UserError
 
     for task in arguments.tasks:  # before a model is loaded
@@ -50,9 +51,11 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.experiment:
         load_experiment(arguments.experiment)
     model, metadata = export.load_model(arguments.checkpoint)
-    if arguments.control:
+    changes = {"control": arguments.control, "chunk_size": arguments.chunk_size}
+    changes = {name: value for name, value in changes.items() if value is not None}
+    if changes:
         try:
-            model = with_control(model, arguments.control)
+            model = reconfigured(model, **changes)
         except ValueError as error:
             raise UserError(str(error)) from error
     vocabulary = export.load_vocabulary_of(arguments.checkpoint, metadata)

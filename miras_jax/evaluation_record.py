@@ -52,7 +52,7 @@ def describe(
             for each, (result, seconds) in zip(evaluators, results, strict=True)
         ],
     }
-    return _plain(record)
+    return plain(record)
 
 
 def write(record: dict[str, Any], path: str) -> None:
@@ -117,11 +117,12 @@ def number(x: float) -> str:
     return f"{x:.3e}"
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """The value as JSON has it; `null` stands for what is not finite."""
     if dataclasses.is_dataclass(value):
-        return _plain(dataclasses.asdict(value))
+        return plain(dataclasses.asdict(value))
     if isinstance(value, dict):
-        return {str(name): _plain(x) for name, x in value.items()}
+        return {str(name): plain(x) for name, x in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(x) for x in value]
+        return [plain(x) for x in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

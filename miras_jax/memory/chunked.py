@@ -91,7 +91,7 @@ def chunk_step(
 
     # Write: layer by layer, token i adds the outer product -u_i d_i^T, steps included.
     u, d = {}, {}
-    if memory.exact and memory.bias.curvature:
+    if memory.exact_gradients and memory.bias.curvature:
         ((name, layer),) = written.items()
         step = algorithm.direction(layer, chunk.k, retention.gain(layer)) * gates[name].step_in
         u[name] = step

@@ -9,7 +9,7 @@ from miras_jax.memory.retention import Retention
 
 
 def why_not_exact(memory) -> str:
-    """Why the gradients of a memory are taken at the chunk's start; empty if they are not."""
+    """Why a memory takes its gradients at the chunk's start; empty if at each token's own."""
     if memory.gradient == "chunk":
         return "gradient='chunk'"
     if not memory.architecture.linear:
@@ -18,7 +18,7 @@ def why_not_exact(memory) -> str:
         return "the bias is neither dot-product nor l2"
     if not memory.retention.identity:
         return "the retention has a link"
-    if memory.read != "token":
+    if memory.read == "commit" or (memory.read == "chunk" and memory.gradient == "auto"):
         return f"read={memory.read!r}"
     if memory.commits:
         return "the end of a chunk changes the memory"
@@ -66,7 +66,7 @@ def _problems(memory) -> Iterator[str]:
     if memory.gradient == "exact" and reason:
         yield (
             "gradient='exact' needs a linear architecture, a dot-product or l2 bias, the "
-            "identity link, reads by token and, for l2, no gate per value channel; here "
+            "identity link, no read='commit' and, for l2, no gate per value channel; here "
             f"{reason}."
         )
     yield from _architecture(memory)
@@ -99,7 +99,7 @@ def _architecture(memory) -> Iterator[str]:
         plain = type(algorithm) is GradientDescent and not algorithm.normalized
         gates = {**retention.gates, **algorithm.gates}.values()
         plain &= not algorithm.layer_steps
-        if memory.bias.curvature != 0 or not memory.exact or not plain:
+        if memory.bias.curvature != 0 or not memory.exact_gradients or not plain:
             yield (
                 "NormalEquations accumulates k^T k and k^T v as they are: choose DotProduct(), a "
                 "retention with the identity link and plain GradientDescent."
@@ -115,7 +115,7 @@ def _retention(memory) -> Iterator[str]:
             f"{type(retention).__name__} keeps what is no multiple of the accumulator, so a "
             "chunk cannot read between its writes: choose read='chunk' or 'commit'."
         )
-    if retention.decay_first and not memory.exact:
+    if retention.decay_first and not memory.exact_gradients:
         yield (
             "decay_first=True orders decay and residual within a token, but this memory takes "
             "its gradients at the chunk's start: choose decay_first=False."
@@ -137,7 +137,7 @@ def _algorithm(memory) -> Iterator[str]:
             f"{name} moves the memory at the chunk's end only, so tokens have no memory of their "
             "own to read: choose read='chunk' or 'commit'."
         )
-    if algorithm.needs_exact and not (memory.exact and memory.bias.curvature):
+    if algorithm.needs_exact and not (memory.exact_gradients and memory.bias.curvature):
         yield (
             f"{name} is defined for a linear memory with an l2 bias whose gradients are exact; "
             f"here {why_not_exact(memory) or 'the bias is the dot product'}."

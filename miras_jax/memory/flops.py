@@ -78,7 +78,7 @@ def _read_start(memory: Memory, layer: Layer) -> float:
 def _learn(memory: Memory, layer: Layer, chunk: int) -> float:
     """Of a layer's gradient and write."""
     total = _product(layer) * (1 + isinstance(memory.algorithm, Momentum))
-    if memory.exact and memory.bias.curvature:
+    if memory.exact_gradients and memory.bias.curvature:
         # The residual at the token's own memory: scores, and a triangular solve for the values.
         return total + _read_start(memory, layer) + _own_writes(layer, chunk)
     # The cotangent stops at the first layer; a linear memory needs no prediction for the dot

@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 
 from kernels_pallas import dispatch
-from miras_jax.memory.architecture import Matrix
 from miras_jax.memory.associative import associative, why_not_associative
 from miras_jax.memory.attention import Attention, AttentionState, attend
+from miras_jax.memory.automatic import pure_forms
 from miras_jax.memory.chunked import chunked
 from miras_jax.memory.head import Chunk, Head
 from miras_jax.memory.memory import Memory, Parameters, State
@@ -79,11 +79,14 @@ def memorize(
             raise NotImplementedError(f"Diagnostics run the recurrent form, got form={form!r}.")
         form, interpret = "diagnosed", False
     else:
-        form, interpret = _resolve(memory, form, q.shape[1], jnp.result_type(q, k, v), q, v)
-    arguments = (memory, params, q, k, v, gates, state, segment_ids)
-    if form == "either":
-        return _either(*arguments)
-    y, state, what = _memorize(*arguments, form, interpret)
+        form, interpret = _resolve(memory, form, jnp.result_type(q, k, v), q, v)
+    arguments = (params, q, k, v, gates, state, segment_ids)
+    if form is None:
+        values, derivatives = pure_forms(memory, q.shape[1], dispatch.platform())
+        if values != derivatives:
+            return _either((memory, values, derivatives), *arguments)
+        form = values
+    y, state, what = _memorize(memory, *arguments, form, interpret)
     return (y, state, what) if diagnostics else (y, state)
 
 
@@ -96,8 +99,8 @@ def available_forms(memory) -> tuple[str, ...]:
     return (*memory.forms, "pallas_tpu", "pallas_gpu")
 
 
-def _resolve(memory, form: str, total: int, dtype, q, v) -> tuple[str, Any]:
-    """The form that runs, and how its kernel is interpreted, if at all."""
+def _resolve(memory, form: str, dtype, q, v) -> tuple[str | None, Any]:
+    """The form that runs, None for one in pure JAX, and how a kernel is interpreted, if at all."""
     settings = dispatch.settings()
     if form == "auto" and settings.form is not None:
         with contextlib.suppress(NotImplementedError):
@@ -105,32 +108,20 @@ def _resolve(memory, form: str, total: int, dtype, q, v) -> tuple[str, Any]:
             form = settings.form
     if form == "auto":
         form = dispatch.automatic(memory, dtype, q.shape[3], v.shape[3])
-    if form is None:
-        form = _automatic(memory, total)
     return form, settings.interpret
 
 
-def _automatic(memory, total: int) -> str:
-    """The form in pure JAX. On a CPU a matrix memory reads faster token by token than in chunks and
-    is differentiated faster in chunks (docs/results/kernels.md): "either"."""
-    if "chunked" not in memory.forms:
-        return "recurrent"
-    if dispatch.platform() == "cpu" and isinstance(memory, Memory):
-        matrix = memory.exact and type(memory.architecture) is Matrix
-        if total == 1 or (matrix and (memory.chunk_size <= 16 or total > memory.chunk_size)):
-            return "either"
-    return "recurrent" if total == 1 else "chunked"
-
-
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _either(memory, *arguments):
-    """Recurrent where only its values are asked for, chunked where derivatives are."""
-    return _memorize(memory, *arguments, "recurrent", False)[:2]
+def _either(forms, *arguments):
+    """One form where only values are asked for, the other where derivatives are."""
+    memory, values, _ = forms
+    return _memorize(memory, *arguments, values, False)[:2]
 
 
 @_either.defjvp
-def _either_derivative(memory, primals, tangents):
-    return jax.jvp(lambda *x: _memorize(memory, *x, "chunked", False)[:2], primals, tangents)
+def _either_derivative(forms, primals, tangents):
+    memory, _, derivatives = forms
+    return jax.jvp(lambda *x: _memorize(memory, *x, derivatives, False)[:2], primals, tangents)
 
 
 def _check_form(memory, form: str, dtype) -> None:

@@ -74,7 +74,7 @@ class Memory:
         token, which reads what the chunk has made (with a chunk of one token, its own write).
       gradient: "exact", every gradient is taken at the memory of its own token, which a linear
         memory with an affine bias can do in chunks by a triangular solve; "chunk", at the chunk's
-        start; "auto" is exact where that is possible.
+        start; "auto" is exact where that is possible and tokens read their own writes.
 
     Raises:
       ValueError: the choices do not make a memory; the message says why.
@@ -92,9 +92,14 @@ class Memory:
         check(self)
 
     @property
+    def exact_gradients(self) -> bool:
+        """True if every gradient is taken at the memory of its own token."""
+        return not why_not_exact(self)
+
+    @property
     def exact(self) -> bool:
         """True if the memory is the same function at every chunk size."""
-        return not why_not_exact(self)
+        return self.exact_gradients and self.read == "token"
 
     @property
     def commits(self) -> bool:
@@ -107,7 +112,9 @@ class Memory:
         """The forms in which the memory runs. A recurrence of separate numbers (a vector or its
         entries with l2) has no products to gain from chunks."""
         kinds = {layer.kind for layer in self.layers(1, 1).values()}
-        if "entries" in kinds or (self.exact and self.bias.curvature and "diagonal" in kinds):
+        if "entries" in kinds or (
+            self.exact_gradients and self.bias.curvature and "diagonal" in kinds
+        ):
             return ("recurrent",)
         if self.exact and "momentum" not in self.algorithm.gates:
             return ("recurrent", "chunked", "associative")

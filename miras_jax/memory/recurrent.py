@@ -134,7 +134,7 @@ def _learn(memory: Memory, initial: Weights, head: Head, step: Chunk) -> Head:
 
     # g = dl/dW at the memory that the residual is measured against: an outer product per layer.
     against = head.start
-    if memory.exact:
+    if memory.exact_gradients:
         against = decayed if retention.decay_first else head.weights
     inputs = {}
 

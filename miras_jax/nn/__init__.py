@@ -4,7 +4,7 @@ from miras_jax.nn import partition, sizes
 from miras_jax.nn.config import ModelConfig
 from miras_jax.nn.generation import generate
 from miras_jax.nn.memory_layer import MemoryLayer
-from miras_jax.nn.model import LanguageModel, ModelState
+from miras_jax.nn.model import LanguageModel, ModelState, reconfigured
 
 __all__ = [
     "LanguageModel",
@@ -13,5 +13,6 @@ __all__ = [
     "ModelState",
     "generate",
     "partition",
+    "reconfigured",
     "sizes",
 ]

@@ -2,8 +2,8 @@
 
 A model that does as well with a control as without does not owe its result to what its memory
 learns while it reads. Train with a control from the start (`model.control`), or put one on a
-trained model (`with_control`). Each acts on what the layer hands to its memory, or on where the
-memory is read, so that every row of the zoo takes it.
+trained model (`nn.reconfigured(model, control=...)`). Each acts on what the layer hands to its
+memory, or on where the memory is read, so that every row of the zoo takes it.
 """
 
 import dataclasses
@@ -11,7 +11,6 @@ from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 
 from miras_jax.memory import Memory
 
@@ -65,10 +64,12 @@ def controlled(
 
 
 def controlled_memory(control: Control | None, memory):
-    """The memory with every token reading the start of its chunk, under `chunk_start_reads`."""
+    """The memory with every token reading the start of its chunk, under `chunk_start_reads`; what
+    is written stays as it is."""
     if control != "chunk_start_reads":
         return memory
-    return dataclasses.replace(memory, read="chunk")
+    gradient = "exact" if memory.exact else memory.gradient
+    return dataclasses.replace(memory, read="chunk", gradient=gradient)
 
 
 def check_control(control: Control | None, name: str, memory) -> None:
@@ -87,18 +88,6 @@ def check_control(control: Control | None, name: str, memory) -> None:
             f"model.control={control!r} is for memories that learn, and {name} keeps the tokens "
             "themselves: take keys_as_queries or shuffled_values, or another model."
         )
-
-
-def with_control(model, control: Control | None):
-    """A trained model under a control, with the same parameters.
-
-    Args:
-      model: a `LanguageModel`.
-      control: as in `apply_control`; None takes a control off.
-    """
-    config = dataclasses.replace(model.config, control=control)
-    build = jax.eval_shape(lambda key: type(model)(config, rngs=nnx.Rngs(key)), jax.random.key(0))
-    return jax.tree.unflatten(jax.tree.structure(build), jax.tree.leaves(model))
 
 
 def _drawn(v: jax.Array, positions: jax.Array, layer: jax.Array) -> jax.Array:

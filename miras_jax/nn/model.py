@@ -220,3 +220,18 @@ def _context(
     first = jax.lax.cummax(jnp.where(resets, index, -1), axis=1)
     positions = jnp.where(first < 0, position[:, None] + index, index - first)
     return Context(positions, segment_ids, jnp.cumsum(resets.astype(jnp.int32), axis=1))
+
+
+def reconfigured(model: LanguageModel, **changes) -> LanguageModel:
+    """A model with the same parameters and other fields of its configuration, such as
+    `control="frozen"` or `chunk_size=4`.
+
+    Raises:
+      ValueError: the fields do not make a model, or one with other parameters.
+    """
+    config = dataclasses.replace(model.config, **changes)
+    build = jax.eval_shape(lambda key: LanguageModel(config, rngs=nnx.Rngs(key)), jax.random.key(0))
+    leaves, needed = jax.tree.leaves(model), jax.tree.leaves(build)
+    if [x.shape for x in leaves] != [x.shape for x in needed]:
+        raise ValueError(f"{changes} makes a model with other parameters: train it anew.")
+    return jax.tree.unflatten(jax.tree.structure(build), leaves)

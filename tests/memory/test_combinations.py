@@ -177,6 +177,8 @@ LINEAR = st.fixed_dictionaries(
         "retention": DECAY,
         "algorithm": TOKEN_ALGORITHM,
         "chunk_size": CHUNK_SIZES,
+        "read": st.sampled_from(["token", "chunk"]),
+        "gradient": st.sampled_from(["auto", "exact"]),
     }
 )
 # Few of any choices make an exact memory, so that these are drawn by themselves too.

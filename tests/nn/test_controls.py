@@ -9,13 +9,15 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from miras_jax.nn import LanguageModel, ModelConfig
-from miras_jax.nn.controls import Control, controlled, with_control
+from miras_jax import zoo
+from miras_jax.nn import LanguageModel, ModelConfig, reconfigured
+from miras_jax.nn.controls import Control, controlled
 
 CONFIG = ModelConfig(dim=16, depth=2, heads=2, vocab_size=32, ff_dim=16, chunk_size=4)
 TOKENS = jnp.asarray(np.random.default_rng(0).integers(0, 32, (2, 11)))
 # One of each way to write.
 ROWS = "dfw longhorn ttt_mlp rwkv7 delta_product gdn2 mesanet titans moneta memora lact yaad_h"
+ATTENTION = ("transformer", "sliding_window_attention")
 read = jax.jit(lambda model, tokens: model(tokens))
 
 
@@ -78,15 +80,15 @@ def test_values_come_from_the_document_so_far():
 
 
 @pytest.mark.parametrize("control", get_args(Control))
-@pytest.mark.parametrize("name", ["linear_attention", "yaad_h"])
+@pytest.mark.parametrize("name", ["linear_attention", "gated_deltanet", "yaad_h"])
 def test_a_trained_model_takes_a_control(name, control):
     model = model_of(name)
-    broken = with_control(model, control)
+    broken = reconfigured(model, control=control)
     assert broken.config.control == control
     expected = read(model_of(name, control), TOKENS)[0]
     np.testing.assert_array_equal(read(broken, TOKENS)[0], expected)
     assert jnp.max(jnp.abs(read(model, TOKENS)[0] - expected)) > 1e-4
-    back = with_control(broken, None)
+    back = reconfigured(broken, control=None)
     np.testing.assert_array_equal(read(back, TOKENS)[0], read(model, TOKENS)[0])
 
 
@@ -95,9 +97,24 @@ def test_a_trained_model_takes_a_control(name, control):
     [
         ("transformer", "frozen", "keeps the tokens themselves"),
         ("deltanet", "backwards", "model.control must be one of ascent, frozen"),
-        ("gated_deltanet", "chunk_start_reads", "decay_first"),
     ],
 )
 def test_refusals(name, control, message):
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(CONFIG, memory=name, chunk_size=None, control=control)
+
+
+@pytest.mark.parametrize("name", [n for n in zoo.names() if n not in ATTENTION])
+def test_every_memory_can_read_the_starts_of_its_chunks(name):
+    depth = 2 if zoo.row(name).block == "hybrid" else 1
+    config = dataclasses.replace(
+        CONFIG, memory=name, depth=depth, heads=4, control="chunk_start_reads"
+    )
+    model = LanguageModel(config, rngs=nnx.Rngs(jax.random.key(0)))
+    logits = read(model, TOKENS)[0]
+    assert jnp.all(jnp.isfinite(logits))
+
+
+def test_a_configuration_with_other_parameters():
+    with pytest.raises(ValueError, match="other parameters"):
+        reconfigured(model_of("yaad"), ff_dim=32)

@@ -1,0 +1,62 @@
+"""A model of four choices that no row of the zoo makes, on a task that asks for memory.
+
+    miras train experiments/new_model.py
+    miras train experiments/new_model.py:control=frozen
+
+docs/new_model.md goes through it line by line.
+"""
+
+from miras_jax import zoo
+from miras_jax.memory import MLP, Gate, Huber, Lq, Memory, Momentum, log_decay
+from miras_jax.nn import ModelConfig
+from miras_jax.training import (
+    CheckpointConfig,
+    DataConfig,
+    EvaluationConfig,
+    LogConfig,
+    OptimizerConfig,
+    TrainConfig,
+)
+from miras_jax.zoo import Row
+
+memory = Memory(
+    architecture=MLP(),
+    bias=Huber(),
+    retention=Lq(q=4.0, decay=log_decay()),
+    algorithm=Momentum(step=Gate(initial=0.05), momentum=Gate(initial=0.5), normalized=True),
+    chunk_size=16,
+)
+zoo.register(
+    Row(
+        name="momentum_moneta",
+        memory=memory,
+        architecture="MLP of 2 layers",
+        bias="Huber",
+        retention="lq, q = 4",
+        algorithm="momentum",
+        source="docs/new_model.md",
+    )
+)
+
+
+def config(control: str = "none", pairs: str = "8") -> TrainConfig:
+    """The model on multi-query recall, whole or with a broken memory."""
+    return TrainConfig(
+        model=ModelConfig(
+            memory="momentum_moneta",
+            control=None if control == "none" else control,
+            vocab_size=64,
+            dim=32,
+            depth=2,
+            heads=2,
+            ff_dim=96,
+            remat=False,
+        ),
+        data=DataConfig(source=f"task:mqar,pairs={pairs},vocab_size=64", window=64, batch_size=64),
+        optimizer=OptimizerConfig(learning_rate=5e-3, warmup_steps=30),
+        evaluation=EvaluationConfig(every=100, batches=8),
+        checkpoint=CheckpointConfig(every=100),
+        log=LogConfig(every=20),
+        steps=300,
+        directory=f"runs/new_model/{control}",
+    )

@@ -1,0 +1,253 @@
+"""Runs a study: every run of a grid, several at a time, and keeps what they found.
+
+    python experiments/run_study.py experiments/studies/recall.py --jobs 2
+    python experiments/run_study.py experiments/studies/novels.py --set text=FOLDER --only seed=0
+
+A study is an experiment file whose `config` is a function, so that `miras train` takes each of its
+runs alone, with the settings of all runs in `RUNS`. If trained models are measured further, it has
+a function `tasks` from settings to what `miras evaluate --tasks` takes, and if that is done under
+other configurations too, a function `served` from settings to their fields, by name.
+
+Every process has its share of the processor's cores. What a run found becomes a line of
+docs/results/STUDY.jsonl, from which experiments/study_pages.py writes the pages. Runs that stand
+there with the same configuration are not run again, and one that was interrupted goes on.
+"""
+
+import argparse
+import concurrent.futures
+import contextlib
+import dataclasses
+import datetime
+import inspect
+import itertools
+import json
+import multiprocessing
+import os
+import runpy
+import shlex
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).resolve().parent.parent / "docs" / "results"
+Settings = dict[str, str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """A study's file, read."""
+
+    path: Path
+    about: str
+    config: Callable
+    runs: list[Settings]
+    tasks: Callable[..., Sequence[str]]
+    served: Callable[..., dict[str, dict[str, Any]]]
+
+    @property
+    def name(self) -> str:
+        return self.path.stem
+
+
+def read_study(path: Path) -> Study:
+    """Reads the file of a study."""
+    found = runpy.run_path(str(path))
+    tasks = found.get("tasks", lambda **_: ())
+    served = found.get("served", lambda **_: {"": {}})
+    return Study(path, found["__doc__"], found["config"], found["RUNS"], tasks, served)
+
+
+def chosen(runs: list[Settings], only: Sequence[str]) -> list[Settings]:
+    """The runs that have one of the values that `only` asks for of every name in it.
+
+    Raises:
+      SystemExit: no run has them.
+    """
+    wanted: dict[str, set[str]] = {}
+    for name, value in (word.split("=", 1) for word in only):
+        wanted.setdefault(name, set()).add(value)
+    kept = [run for run in runs if all(run.get(n) in values for n, values in wanted.items())]
+    if not kept:
+        raise SystemExit(f"no run has {' '.join(only)}; the first one is {runs[0]}")
+    return kept
+
+
+def call(function: Callable, settings: Settings, extra: Settings):
+    """Calls a function of a study with the settings and those of the further ones that it takes."""
+    known = inspect.signature(function).parameters
+    return function(**settings, **{name: x for name, x in extra.items() if name in known})
+
+
+def made(study: Study, settings: Settings, extra: Settings, work: Path):
+    """The configuration of a run, in a folder of its own."""
+    folder = work / "-".join(settings.values())
+    return dataclasses.replace(call(study.config, settings, extra), directory=str(folder))
+
+
+def plain(config) -> dict[str, Any]:
+    """A configuration as JSON has it, without the places of this machine."""
+    kept = dataclasses.asdict(config)
+    kept.pop("directory")
+    for name in ("source", "validation"):
+        text = kept["data"][name]
+        if isinstance(text, str) and not text.startswith("task:"):
+            kept["data"][name] = "/".join(Path(text).parts[-2:])
+    return json.loads(json.dumps(kept))
+
+
+def execute(path: Path, settings: Settings, extra: Settings, work: Path) -> dict[str, Any]:
+    """Trains one model, measures it, and returns its line of the record."""
+    import jax
+
+    from miras_jax import evaluation_record
+    from miras_jax.report_runs import read_run
+    from miras_jax.training import DivergedError, train
+
+    study = read_study(path)
+    config = made(study, settings, extra, work)
+    folder = Path(config.directory)
+    folder.mkdir(parents=True, exist_ok=True)
+    words = ",".join(f"{name}={value}" for name, value in settings.items())
+    record: dict[str, Any] = {
+        "settings": settings,
+        "command": f"miras train experiments/studies/{path.name}:{words}",
+        "date": str(datetime.date.today()),
+        "versions": evaluation_record.versions(),
+        "hardware": {**evaluation_record.hardware(), "cores": len(os.sched_getaffinity(0))},
+        "config": plain(config),
+    }
+    began, worked = time.perf_counter(), time.process_time()
+    with (folder / "log").open("a") as log, contextlib.redirect_stdout(log):
+        try:
+            train(config, command=f"python {shlex.join(sys.argv)}")
+        except DivergedError as error:
+            return {**record, "diverged": str(error).split(";")[0]}
+        share = (time.process_time() - worked) / (time.perf_counter() - began)
+        run = read_run(str(folder), path.stem)
+        record |= {"parameters": run.parameters, "tokens": run.tokens}
+        wall = float(run.seconds()[1][-1])
+        record["wall_seconds"], record["cpu_seconds"] = round(wall, 1), round(share * wall, 1)
+        record["curves"] = curves(run, share)
+        record["evaluations"] = measure(study, settings, extra, folder)
+    jax.clear_caches()  # a long-lived process would run out of memory maps
+    print(f"{words}: {time.perf_counter() - began:.0f} s", flush=True)
+    return evaluation_record.plain(record)
+
+
+def measure(study: Study, settings: Settings, extra: Settings, folder: Path) -> dict[str, dict]:
+    """What the study's tasks find of a trained model, by name."""
+    from miras_jax import evals, export
+    from miras_jax.nn import reconfigured
+
+    requests = call(study.tasks, settings, extra)
+    if not requests:
+        return {}
+    model, metadata = export.load_model(str(folder))
+    vocabulary = export.load_vocabulary_of(str(folder), metadata)
+    subject = evals.Subject(vocabulary, packed=bool(metadata.get("packed")))
+    evaluators = evals.prepare(requests, subject)
+    found = {}
+    for served, changes in call(study.served, settings, extra).items():
+        for each in evaluators:
+            result = each.run(reconfigured(model, **changes))
+            name = f"{each.name}, {served}" if served else each.name
+            found[name] = {
+                "figures": result.figures,
+                "standard_errors": result.errors,
+                "counts": result.counts,
+                "curves": result.curves,
+            }
+    return found
+
+
+def curves(run, share: float) -> dict[str, dict[str, list[float]]]:
+    """Training loss, norm of the gradient and every figure of the held-out text or the test
+    examples, against tokens and seconds of the processor's time.
+
+    Args:
+      run: the run's records.
+      share: of the time of the clock that the processor worked for the run: other runs may have
+        taken the rest.
+    """
+    found = {}
+    at, elapsed = run.seconds()
+    for name in ["train/loss", "train/grad_norm", *run.names("eval/")]:
+        steps, values = run.series(name)
+        seconds = [float(elapsed[at <= step][-1]) for step in steps]
+        found[name] = {
+            "tokens": [int(step) * run.tokens_per_step for step in steps],
+            "seconds": [round(share * x, 1) for x in seconds],
+            "values": [float(f"{x:.6g}") for x in values],
+        }
+    return found
+
+
+def prepare(cores: multiprocessing.Queue, cache: str) -> None:
+    """Makes a process ready: its cores, and one place for what all of them compile."""
+    os.sched_setaffinity(0, cores.get())
+    import jax
+
+    jax.config.update("jax_compilation_cache_dir", cache)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """The lines of a record, none where there is no file."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("study", type=Path, help="file of the study")
+    parser.add_argument("--only", nargs="+", default=[], metavar="NAME=VALUE", help="some runs")
+    parser.add_argument(
+        "--set", nargs="+", default=[], metavar="NAME=VALUE", help="for every run, such as text"
+    )
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at a time")
+    parser.add_argument("--work", type=Path, help="folder of the runs, runs/STUDY")
+    parser.add_argument("--out", type=Path, help="record, docs/results/STUDY.jsonl")
+    args = parser.parse_args(words)
+    study = read_study(args.study)
+    work, out = args.work or Path("runs", study.name), args.out or RESULTS / f"{study.name}.jsonl"
+    extra = dict(word.split("=", 1) for word in args.set)
+    work.mkdir(parents=True, exist_ok=True)
+    out.parent.mkdir(parents=True, exist_ok=True)
+
+    records = read_records(out)
+    done = [(record["settings"], record["config"]) for record in records]
+    left = [
+        settings
+        for settings in chosen(study.runs, args.only)
+        if (settings, plain(made(study, settings, extra, work))) not in done
+    ]
+    print(f"{study.name}: {len(left)} of {len(study.runs)} runs to do", flush=True)
+    context = multiprocessing.get_context("spawn")
+    mine, cores = sorted(os.sched_getaffinity(0)), context.Queue()
+    for i in range(args.jobs):
+        cores.put(mine[i % len(mine) :: args.jobs])
+    with concurrent.futures.ProcessPoolExecutor(
+        args.jobs, context, prepare, (cores, str((work / "compiled").absolute()))
+    ) as pool:
+        running = [pool.submit(execute, study.path, each, extra, work) for each in left]
+        try:
+            for future in concurrent.futures.as_completed(running):
+                record = future.result()
+                records = [r for r in records if r["settings"] != record["settings"]] + [record]
+                write(out, study, records)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def write(out: Path, study: Study, records: list[dict[str, Any]]) -> None:
+    """Writes the record in the order of the study's runs; what it no longer has is dropped."""
+    kept = [r for run, r in itertools.product(study.runs, records) if r["settings"] == run]
+    partial = out.with_suffix(".partial")
+    partial.write_text("".join(json.dumps(record) + "\n" for record in kept))
+    partial.replace(out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,441 @@
+"""Writes the pages of the studies, docs/results/STUDY.md with plots, from the records of runs.
+
+    make results
+    python experiments/study_pages.py [--results docs/results]
+
+The records, docs/results/STUDY.jsonl, are written by experiments/run_study.py. Means and standard
+deviations are over seeds; a difference is taken seed by seed, and its standard error is that of the
+mean of these differences.
+"""
+
+import argparse
+import itertools
+import math
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+from kernel_tables import table
+from matplotlib.figure import Figure
+from run_study import RESULTS, Study, read_records, read_study
+
+STUDIES = Path(__file__).resolve().parent / "studies"
+BITS, ACCURACY = "eval/bits_per_byte", "eval/accuracy"
+MISSING = "-"
+
+
+class Runs:
+    """The records of a study.
+
+    Attributes:
+      study: its file.
+      records: a dict for each run; see `run_study.execute`.
+    """
+
+    def __init__(self, study: Study, records: Sequence[dict]):
+        self.study, self.records = study, list(records)
+
+    def values(self, name: str) -> list[str]:
+        """The values of a setting, in the order of the study's runs."""
+        present = {record["settings"][name] for record in self.records}
+        return [x for x in dict.fromkeys(run[name] for run in self.study.runs) if x in present]
+
+    def by_seed(self, figure: Callable[[dict], float | None], **settings: str) -> dict[str, float]:
+        """The figure of the runs with these settings, by seed; without those that have none."""
+        found = {}
+        for record in self.records:
+            if all(record["settings"].get(name) == value for name, value in settings.items()):
+                value = None if "diverged" in record else figure(record)
+                if value is not None:
+                    found[record["settings"]["seed"]] = value
+        return found
+
+    def cell(self, figure: Callable, form: str = ".3f", **settings: str) -> str:
+        """Mean and standard deviation over the seeds."""
+        return spread(self.by_seed(figure, **settings).values(), form)
+
+    def mean(self, figure: Callable, **settings: str) -> float | None:
+        """The mean over the seeds, None without any."""
+        values = self.by_seed(figure, **settings).values()
+        return statistics.fmean(values) if values else None
+
+
+def spread(values: Iterable[float], form: str = ".3f") -> str:
+    """`mean ± standard deviation`."""
+    values = list(values)
+    if not values:
+        return MISSING
+    if len(values) == 1:
+        return f"{values[0]:{form}}"
+    return f"{statistics.fmean(values):{form}} ± {statistics.stdev(values):{form}}"
+
+
+def difference(a: dict[str, float], b: dict[str, float]) -> tuple[float, float] | None:
+    """Mean of a - b over the seeds of both, and its standard error; None of fewer than two."""
+    values = [a[seed] - b[seed] for seed in a if seed in b]
+    if len(values) < 2:
+        return None
+    return statistics.fmean(values), statistics.stdev(values) / math.sqrt(len(values))
+
+
+def last(name: str) -> Callable[[dict], float]:
+    """The last value of a curve."""
+    return lambda record: record["curves"][name]["values"][-1]
+
+
+def of_evaluation(name: str, figure: str) -> Callable[[dict], float | None]:
+    """A figure of what was measured when the model was trained."""
+    return lambda record: record["evaluations"].get(name, {}).get("figures", {}).get(figure)
+
+
+def about(runs: Runs) -> str:
+    """Who measured what, when and with what."""
+    records = runs.records
+    versions = records[0]["versions"]
+    hardware = records[0]["hardware"]
+    dates = sorted({record["date"] for record in records})
+    seeds = ", ".join(sorted({record["settings"]["seed"] for record in records}))
+    names = ", ".join(
+        f"{n} {versions[n]}" for n in ("python", "jax", "jaxlib", "flax") if n in versions
+    )
+    wall = sum(record.get("wall_seconds", 0) for record in records)
+    failed = [r["command"] for r in records if "diverged" in r]
+    lines = [
+        f"{len(records)} runs, seeds {seeds}, {dates[0]} to {dates[-1]}, on {hardware['device']}"
+        f" ({hardware['cores']} core(s) a run, {hardware['machine']}); {names};"
+        f" {wall / 3600:.1f} hours of training in all. Each line of `{runs.study.name}.jsonl` has a"
+        " run's command, configuration, curves and figures.",
+        "",
+        f"    python experiments/run_study.py experiments/studies/{runs.study.name}.py"
+        + (" --set text=FOLDER" if "text=FOLDER" in (runs.study.about or "") else ""),
+        "    make results",
+    ]
+    if failed:
+        lines += ["", f"Diverged, and left out of the means: {', '.join(failed)}."]
+    return "\n".join(lines)
+
+
+def sizes(runs: Runs, **settings: str) -> list[str]:
+    """Parameters, tokens and seconds of the runs with these settings."""
+    first = next(
+        r for r in runs.records if all(r["settings"].get(n) == v for n, v in settings.items())
+    )
+    if "diverged" in first:
+        return [MISSING] * 3
+    seconds = runs.cell(lambda record: record["cpu_seconds"], ".0f", **settings)
+    return [f"{first['parameters']:,}", f"{first['tokens']:,}", seconds]
+
+
+# -- recall -------------------------------------------------------------------------------------
+
+
+def mqar(runs: Runs) -> tuple[str, Figure]:
+    """Accuracy by width and pairs."""
+    lines = []
+    dims, pairs = runs.values("dim"), runs.values("pairs")
+    for memory, control in itertools.product(runs.values("memory"), ("none", "frozen")):
+        row = [
+            runs.cell(last(ACCURACY), memory=memory, control=control, dim=d, pairs=n)
+            for n, d in itertools.product(pairs, dims)
+        ]
+        if set(row) != {MISSING}:
+            lines.append([memory + (", frozen" if control == "frozen" else ""), *row])
+    columns = [f"{n} pairs, width {d}" for n, d in itertools.product(pairs, dims)]
+    costs = [
+        [f"{memory}, width {d}", *sizes(runs, memory=memory, dim=d, control="none")]
+        for memory, d in itertools.product(runs.values("memory"), dims)
+    ]
+    chance = ", ".join(f"{1 / int(n):.3f} of {n} pairs" for n in pairs)
+    text = (
+        f"Accuracy on 1,024 test rows; a guess among the values of the row gives {chance}.\n\n"
+        + table(["model", *columns], lines)
+        + "\n\n"
+        + table(["model", "parameters", "tokens", "CPU seconds"], costs)
+    )
+    figure = Figure(figsize=(4 * len(pairs), 4), layout="constrained")
+    axes = figure.subplots(1, len(pairs), sharey=True, squeeze=False)[0]
+    for axis, n in zip(axes, pairs, strict=True):
+        for i, memory in enumerate(runs.values("memory")):
+            for control, style in (("none", "-"), ("frozen", ":")):
+                points = [
+                    (int(d), runs.by_seed(last(ACCURACY), memory=memory, control=control, dim=d,
+                                          pairs=n).values())
+                    for d in dims
+                ]  # fmt: skip
+                points = [(d, list(values)) for d, values in points if values]
+                if points:
+                    draw(axis, points, f"C{i}", style, memory if control == "none" else None)
+        axis.set(title=f"{n} pairs", xlabel="width", ylim=(-0.02, 1.02))
+        axis.set_xscale("log", base=2)
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel("accuracy (dotted: frozen memory)")
+    axes[-1].legend(fontsize=7)
+    return text, figure
+
+
+def draw(axis, points: list[tuple[float, list[float]]], color: str, style: str, label) -> None:
+    """Means with standard deviations as error bars."""
+    xs = [x for x, _ in points]
+    means = [statistics.fmean(values) for _, values in points]
+    errors = [statistics.stdev(values) if len(values) > 1 else 0 for _, values in points]
+    axis.errorbar(xs, means, errors, color=color, linestyle=style, marker=".", label=label, lw=1)
+
+
+# -- language -----------------------------------------------------------------------------------
+
+
+def novels(runs: Runs) -> tuple[str, Figure]:
+    """Bits per byte, beside Gated DeltaNet and beside a frozen memory."""
+    memories = runs.values("memory")
+    bits = {m: runs.by_seed(last(BITS), memory=m, control="none") for m in memories}
+    base = bits.get("gated_deltanet", {})
+    lines = [
+        [m, spread(bits[m].values()), signed(difference(bits[m], base)) if m != "gated_deltanet"
+         else "0", *sizes(runs, memory=m, control="none")]
+        for m in memories
+    ]  # fmt: skip
+    controls = []
+    for m in memories:
+        frozen = runs.by_seed(last(BITS), memory=m, control="frozen")
+        found = difference(frozen, bits[m])
+        if found:
+            mean, error = found
+            times = f"{mean / error:.1f}" if error else MISSING
+            controls.append([m, spread(frozen.values()), signed(found), times])
+    names = {n: n.removeprefix("eval/") for n in ("eval/order0_bits_per_byte",
+                                                 "eval/order1_bits_per_byte")}  # fmt: skip
+    floors = ", ".join(
+        f"{label.replace('_bits_per_byte', '')} entropy {runs.mean(last(name)):.3f}"
+        for name, label in names.items()
+    )
+    text = (
+        "Bits per byte of held-out text when training ends, less is better; the difference to Gated"
+        " DeltaNet with its standard error over seeds. Of the same text the"
+        f" {floors} bits per byte.\n\n"
+        + table(
+            ["model", "bits per byte", "beside gated_deltanet", "parameters", "tokens",
+             "CPU seconds"], lines)
+        + "\n\nWhat learning while reading is worth: the same models, trained with a memory that"
+        " never changes (`model.control=frozen`).\n\n"
+        + table(["model", "bits per byte when frozen", "lost by freezing",
+                 "lost, in standard errors"], controls)
+    )  # fmt: skip
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    axes = figure.subplots(1, 2, sharey=True)
+    for i, memory in enumerate(memories):
+        found = [
+            r["curves"][BITS]
+            for r in runs.records
+            if r["settings"]["memory"] == memory and r["settings"]["control"] == "none"
+            and "diverged" not in r
+        ]  # fmt: skip
+        if not found:
+            continue
+        for axis, across in zip(axes, ("tokens", "seconds"), strict=True):
+            places = [statistics.fmean(x) for x in zip(*(c[across] for c in found), strict=True)]
+            values = zip(*(c["values"] for c in found), strict=True)
+            draw(axis, list(zip(places, map(list, values), strict=True)), f"C{i}", "-", memory)
+    axes[0].set(xlabel="tokens", ylabel="bits per byte")
+    axes[1].set(xlabel="seconds of CPU time, compilation included")
+    axes[1].legend(fontsize=7)
+    for axis in axes:
+        axis.grid(alpha=0.3)
+    return text, figure
+
+
+def signed(found: tuple[float, float] | None) -> str:
+    """A difference with its standard error."""
+    return MISSING if found is None else f"{found[0]:+.4f} ± {found[1]:.4f}"
+
+
+def extrapolation(runs: Runs) -> tuple[str, Figure]:
+    """Bits per byte and norms by position, far beyond the length of training."""
+    learned = Runs(runs.study, [r for r in runs.records if r["settings"]["control"] == "none"])
+    memories = [m for m in learned.values("memory") if _curve(learned, m, "long")]
+    starts = _curve(learned, memories[0], "long")[0]["start"]
+    lines = []
+    for memory in memories:
+        values = zip(*(c["bits_per_byte"] for c in _curve(learned, memory, "long")), strict=True)
+        lines.append([memory, *(spread(x, ".2f") for x in values)])
+    window = learned.records[0]["config"]["data"]["window"]
+    text = (
+        f"Models of experiments/studies/novels.py, trained on rows of {window} bytes, read"
+        " stretches of 16,384 bytes with one memory: bits per byte of the bytes from each position"
+        " to the next one.\n\n"
+        + table(["model", *(f"{start:,}" for start in starts)], lines)
+        + "\n\nThe norm of the memories (mean over heads and blocks), by position, one stretch:\n\n"
+    )
+    norms = []
+    for memory in memories:
+        found = _curve(learned, memory, "norms")
+        if found:
+            blocks = [[statistics.fmean(x) for x in zip(*c["memory_norm"], strict=True)]
+                      for c in found]  # fmt: skip
+            norms.append([memory, *(spread(x, ".3g") for x in zip(*blocks, strict=True))])
+    text += table(["model", *(f"{start:,}" for start in starts)], norms)
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    axes = figure.subplots(1, 2)
+    places = [max(start, 32) for start in starts]
+    for i, memory in enumerate(memories):
+        curves = _curve(learned, memory, "long")
+        values = zip(*(c["bits_per_byte"] for c in curves), strict=True)
+        draw(axes[0], list(zip(places, map(list, values), strict=True)), f"C{i}", "-", memory)
+        for c in _curve(learned, memory, "norms")[:1]:
+            means = [statistics.fmean(x) for x in zip(*c["memory_norm"], strict=True)]
+            axes[1].plot(places[: len(means)], means, color=f"C{i}", marker=".", lw=1)
+    axes[0].set(ylabel="bits per byte")
+    axes[0].axvline(window, color="grey", lw=0.8, ls=":")
+    axes[0].legend(fontsize=7)
+    axes[1].set(ylabel="l2 norm of a memory", yscale="log")
+    for axis in axes:
+        axis.set(xscale="log", xlabel="position (dotted: the length of training)")
+        axis.grid(alpha=0.3)
+    return text, figure
+
+
+def _curve(runs: Runs, memory: str, name: str) -> list[dict]:
+    return [
+        record["evaluations"][name]["curves"]
+        for record in runs.records
+        if record["settings"]["memory"] == memory and name in record.get("evaluations", {})
+    ]
+
+
+# -- choices ------------------------------------------------------------------------------------
+
+
+def largest_norm(record: dict) -> float:
+    """The largest gradient norm after the warm-up."""
+    curve, warmup = record["curves"]["train/grad_norm"], record["config"]["optimizer"]
+    tokens = record["config"]["data"]["window"] * record["config"]["data"]["batch_size"]
+    after = warmup["warmup_steps"] * tokens
+    return max(v for t, v in zip(curve["tokens"], curve["values"], strict=True) if t > after)
+
+
+def choices(runs: Runs) -> tuple[str, Figure]:
+    """Maps of exponents, thresholds, anchors and sizes of chunks."""
+    names = runs.values("choice")
+    grid = [name.split("-") for name in names if name.startswith("p-")]
+    ps, qs = (list(dict.fromkeys(parts[i] for parts in grid)) for i in (1, 3))
+
+    def both(name: str) -> str:
+        seeds = sum(r["settings"]["choice"] == name for r in runs.records)
+        found = runs.by_seed(largest_norm, choice=name)
+        top = f" ({max(found.values()):.3g})" if found else ""
+        lost = f", {seeds - len(found)} of {seeds} diverged" if len(found) < seeds else ""
+        return runs.cell(last(BITS), choice=name) + top + lost
+
+    cell = "Each cell: bits per byte of held-out text, and in brackets the largest gradient norm"
+    text = (
+        f"{cell} after the warm-up, before clipping at 1.\n\n"
+        "## Moneta: exponents of bias and retention\n\n"
+    )
+    text += table(
+        ["bias", *(f"retention q = {q}" for q in qs)],
+        [[f"p = {p}", *(both(f"p-{p}-q-{q}") for q in qs)] for p in ps],
+    )
+    others = [n for n in names if n == "yaad" or n.startswith(("huber", "anchor"))]
+    text += "\n\n## Yaad: thresholds and anchors\n\n"
+    text += table(["choice", "bits per byte"], [[name, both(name)] for name in others])
+    trained = [(("16" if n == "yaad" else n.removeprefix("chunk-")), n) for n in names
+               if n == "yaad" or n.startswith("chunk-")]  # fmt: skip
+    trained.sort(key=lambda pair: int(pair[0]))
+    text += (
+        "\n\n## Yaad: sizes of chunks, trained and served\n\nBits per byte of other"
+        " stretches of the held-out text than above.\n\n"
+    )
+    text += table(
+        ["trained with", *(f"read with {size}" for size, _ in trained), "CPU seconds"],
+        [
+            [size, *(runs.cell(of_evaluation(f"text, chunk-{other}", "bits_per_byte"), choice=name)
+                     for other, _ in trained),
+             runs.cell(lambda record: record["cpu_seconds"], ".0f", choice=name)]
+            for size, name in trained
+        ],
+    )  # fmt: skip
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    axes = figure.subplots(1, 2)
+    for i, q in enumerate(qs):
+        points = [(float(p), list(runs.by_seed(last(BITS), choice=f"p-{p}-q-{q}").values()))
+                  for p in ps]  # fmt: skip
+        draw(axes[0], [x for x in points if x[1]], f"C{i}", "-", f"q = {q}")
+    axes[0].set(xlabel="p of the bias", ylabel="bits per byte")
+    axes[0].legend(fontsize=7)
+    for i, (size, name) in enumerate(trained):
+        points = []
+        for other, _ in trained:
+            figure_of = of_evaluation(f"text, chunk-{other}", "bits_per_byte")
+            points.append((int(other), list(runs.by_seed(figure_of, choice=name).values())))
+        draw(axes[1], [x for x in points if x[1]], f"C{i}", "-", f"trained with {size}")
+    axes[1].set(xlabel="tokens a chunk when read")
+    axes[1].set_xscale("log", base=2)
+    axes[1].legend(fontsize=7)
+    for axis in axes:
+        axis.grid(alpha=0.3)
+    return text, figure
+
+
+# -- noise --------------------------------------------------------------------------------------
+
+
+def noise(runs: Runs) -> tuple[str, Figure]:
+    """Accuracy by bias and share of wrong values."""
+    shares = [x.removeprefix("noise_") for x in runs.records[0]["evaluations"]]
+    biases, trained = runs.values("bias"), runs.values("noise")
+    text = "Accuracy on 1,024 test rows by the share of values that are written wrong in them.\n\n"
+    figure = Figure(figsize=(5 * len(trained), 4), layout="constrained")
+    axes = figure.subplots(1, len(trained), sharey=True, squeeze=False)[0]
+    for axis, share in zip(axes, trained, strict=True):
+        lines = []
+        for i, bias in enumerate(biases):
+            figures = [of_evaluation(f"noise_{x}", "accuracy") for x in shares]
+            settings = {"bias": bias, "noise": share}
+            lines.append([bias, *(runs.cell(each, **settings) for each in figures)])
+            points = [
+                (float(x), list(runs.by_seed(each, **settings).values()))
+                for x, each in zip(shares, figures, strict=True)
+            ]
+            draw(axis, [x for x in points if x[1]], f"C{i}", "-", bias)
+        text += f"## Trained with {share}\n\n" + table(["bias", *shares], lines) + "\n\n"
+        axis.set(title=f"trained with {share} wrong", xlabel="share of wrong values in tests")
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel("accuracy")
+    axes[0].legend(fontsize=7)
+    return text.rstrip(), figure
+
+
+PAGES = {
+    "mqar": ("mqar", "Recall by width and pairs", mqar),
+    "novels": ("novels", "Language modelling by the byte", novels),
+    "extrapolation": ("novels", "Far beyond the length of training", extrapolation),
+    "choices": ("choices", "Exponents, thresholds, anchors and chunks", choices),
+    "noise": ("noise", "Recall of values that are written wrong", noise),
+}
+"""By page the study, the title, and the function that makes text and plot."""
+
+
+def page(name: str, runs: Runs) -> tuple[str, Figure]:
+    """The text of a page and its plot."""
+    _, title, make = PAGES[name]
+    text, figure = make(runs)
+    parts = [f"# {title}", f"{runs.study.about}", about(runs), text, f"![{title}]({name}.png)"]
+    return "\n\n".join(parts) + "\n", figure
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the records")
+    args = parser.parse_args(words)
+    for name, (study, *_) in PAGES.items():
+        records = read_records(args.results / f"{study}.jsonl")
+        if not records:
+            print(f"{name}: no runs of experiments/studies/{study}.py yet")
+            continue
+        text, figure = page(name, Runs(read_study(STUDIES / f"{study}.py"), records))
+        (args.results / f"{name}.md").write_text(text)
+        figure.savefig(args.results / f"{name}.png", dpi=100)
+        print(f"{name}: {len(records)} runs")
+
+
+if __name__ == "__main__":
+    main()
