@@ -26,6 +26,7 @@ import os
 import runpy
 import shlex
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -184,13 +185,22 @@ def curves(run, share: float) -> dict[str, dict[str, list[float]]]:
     return found
 
 
-def prepare(cores: multiprocessing.Queue, cache: str) -> None:
-    """Makes a process ready: its cores, and one place for what all of them compile."""
+def prepare(cores: multiprocessing.Queue, cache: str, parent: int) -> None:
+    """Makes a process ready: its cores, one place for what all of them compile, and an end when the
+    study's own process ends."""
     os.sched_setaffinity(0, cores.get())
+    threading.Thread(target=follow, args=(parent,), daemon=True).start()
     import jax
 
     jax.config.update("jax_compilation_cache_dir", cache)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
+def follow(parent: int) -> None:
+    """Ends this process when it is left alone."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
@@ -228,17 +238,23 @@ def main(words: Sequence[str] | None = None) -> None:
     for i in range(args.jobs):
         cores.put(mine[i % len(mine) :: args.jobs])
     with concurrent.futures.ProcessPoolExecutor(
-        args.jobs, context, prepare, (cores, str((work / "compiled").absolute()))
+        args.jobs, context, prepare, (cores, str((work / "compiled").absolute()), os.getpid())
     ) as pool:
-        running = [pool.submit(execute, study.path, each, extra, work) for each in left]
+        running = {pool.submit(execute, study.path, each, extra, work): each for each in left}
+        failed = []
         try:
             for future in concurrent.futures.as_completed(running):
+                if error := future.exception():
+                    failed.append(f"{running[future]}: {type(error).__name__}: {error}")
+                    continue
                 record = future.result()
                 records = [r for r in records if r["settings"] != record["settings"]] + [record]
                 write(out, study, records)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+    if failed:
+        raise SystemExit("\n".join(["runs that failed:", *failed]))
 
 
 def write(out: Path, study: Study, records: list[dict[str, Any]]) -> None:
