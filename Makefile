@@ -86,7 +86,7 @@ kernel-errors: $(READY)  ## Write docs/results/kernel_errors.md: errors against 
 TEXT ?= data/novels
 studies: $(READY)  ## Train and measure what docs/results compares: hours; TEXT=FOLDER
 	for study in experiments/studies/*.py; do \
-	  $(BIN)/python experiments/run_study.py $$study --set text=$(TEXT) || exit 1; done
+	  $(BIN)/python experiments/run_study.py $$study --text $(TEXT) || exit 1; done
 	$(MAKE) results
 
 results: $(READY)  ## Write the studies' pages in docs/results from their records

@@ -23,7 +23,7 @@ memory = Memory(
     architecture=MLP(),
     bias=Huber(),
     retention=Lq(q=4.0, decay=log_decay()),
-    algorithm=Momentum(step=Gate(initial=0.05), momentum=Gate(initial=0.5), normalized=True),
+    algorithm=Momentum(step=Gate(initial=0.1), momentum=Gate(initial=0.5), normalized=True),
     chunk_size=16,
 )
 zoo.register(
@@ -39,24 +39,28 @@ zoo.register(
 )
 
 
-def config(control: str = "none", pairs: str = "8") -> TrainConfig:
+def config(control: str = "none", pairs: str = "4") -> TrainConfig:
     """The model on multi-query recall, whole or with a broken memory."""
     return TrainConfig(
         model=ModelConfig(
             memory="momentum_moneta",
             control=None if control == "none" else control,
-            vocab_size=64,
-            dim=32,
+            vocab_size=32,
+            dim=64,
             depth=2,
             heads=2,
-            ff_dim=96,
+            ff_dim=64,
             remat=False,
         ),
-        data=DataConfig(source=f"task:mqar,pairs={pairs},vocab_size=64", window=64, batch_size=64),
-        optimizer=OptimizerConfig(learning_rate=5e-3, warmup_steps=30),
+        data=DataConfig(
+            source=f"task:mqar,pairs={pairs},vocab_size=32,random_non_queries=False",
+            window=32,
+            batch_size=64,
+        ),
+        optimizer=OptimizerConfig(learning_rate=5e-3, warmup_steps=20),
         evaluation=EvaluationConfig(every=100, batches=8),
         checkpoint=CheckpointConfig(every=100),
         log=LogConfig(every=20),
-        steps=300,
-        directory=f"runs/new_model/{control}",
+        steps=400,
+        directory=f"runs/new_model/{control}-{pairs}",
     )

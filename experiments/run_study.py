@@ -1,16 +1,17 @@
 """Runs a study: every run of a grid, several at a time, and keeps what they found.
 
-    python experiments/run_study.py experiments/studies/recall.py --jobs 2
-    python experiments/run_study.py experiments/studies/novels.py --set text=FOLDER --only seed=0
+    python experiments/run_study.py experiments/studies/mqar.py --jobs 2
+    python experiments/run_study.py experiments/studies/novels.py --text FOLDER --only seed=0
 
 A study is an experiment file whose `config` is a function, so that `miras train` takes each of its
 runs alone, with the settings of all runs in `RUNS`. If trained models are measured further, it has
 a function `tasks` from settings to what `miras evaluate --tasks` takes, and if that is done under
-other configurations too, a function `served` from settings to their fields, by name.
+other configurations too, a function `served` from settings to their fields, by name. What reads
+text has an argument `text`, a folder.
 
 Every process has its share of the processor's cores. What a run found becomes a line of
 docs/results/STUDY.jsonl, from which experiments/study_pages.py writes the pages. Runs that stand
-there with the same configuration are not run again, and one that was interrupted goes on.
+there with the configuration that the study gives them are not run again.
 """
 
 import argparse
@@ -18,9 +19,10 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import datetime
+import hashlib
 import inspect
-import itertools
 import json
+import math
 import multiprocessing
 import os
 import runpy
@@ -31,6 +33,13 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from orbax.checkpoint import v1 as ocp
+
+from miras_jax import evaluation_record
+from miras_jax.report_runs import RATE
+from miras_jax.training import TrainConfig
 
 RESULTS = Path(__file__).resolve().parent.parent / "docs" / "results"
 Settings = dict[str, str]
@@ -75,40 +84,56 @@ def chosen(runs: list[Settings], only: Sequence[str]) -> list[Settings]:
     return kept
 
 
-def call(function: Callable, settings: Settings, extra: Settings):
-    """Calls a function of a study with the settings and those of the further ones that it takes."""
-    known = inspect.signature(function).parameters
-    return function(**settings, **{name: x for name, x in extra.items() if name in known})
+def call(function: Callable, settings: Settings, text: str | None = None):
+    """Calls a function of a study, with the text where it takes one."""
+    if text is not None and "text" in inspect.signature(function).parameters:
+        settings = {**settings, "text": text}
+    return function(**settings)
 
 
-def made(study: Study, settings: Settings, extra: Settings, work: Path):
-    """The configuration of a run, in a folder of its own."""
-    folder = work / "-".join(settings.values())
-    return dataclasses.replace(call(study.config, settings, extra), directory=str(folder))
-
-
-def plain(config) -> dict[str, Any]:
-    """A configuration as JSON has it, without the places of this machine."""
-    kept = dataclasses.asdict(config)
-    kept.pop("directory")
+def described(config) -> dict[str, Any]:
+    """A configuration as the record has it, without the places of this machine."""
+    kept = evaluation_record.plain(dataclasses.replace(config, directory=""))
     for name in ("source", "validation"):
-        text = kept["data"][name]
-        if isinstance(text, str) and not text.startswith("task:"):
-            kept["data"][name] = "/".join(Path(text).parts[-2:])
-    return json.loads(json.dumps(kept))
+        place = kept["data"][name]
+        if isinstance(place, str) and not place.startswith("task:"):
+            kept["data"][name] = Path(place).name
+    return kept
 
 
-def execute(path: Path, settings: Settings, extra: Settings, work: Path) -> dict[str, Any]:
+def is_of(record: dict[str, Any], study: Study) -> bool:
+    """Whether a record is of a run as the study has it today."""
+    if record["settings"] not in study.runs:
+        return False
+    known = _filled(record["config"], described(TrainConfig()))
+    return known == described(call(study.config, record["settings"]))
+
+
+def _filled(config: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    """A configuration with the defaults of what there was not yet when it was written."""
+    both = {**defaults, **config}
+    return {
+        name: _filled(value, defaults[name]) if isinstance(defaults.get(name), dict) else value
+        for name, value in both.items()
+    }
+
+
+def execute(path: Path, settings: Settings, text: str | None, work: Path) -> dict[str, Any]:
     """Trains one model, measures it, and returns its line of the record."""
     import jax
 
-    from miras_jax import evaluation_record
     from miras_jax.report_runs import read_run
     from miras_jax.training import DivergedError, train
+    from miras_jax.training.checkpoint import find_checkpoint
 
     study = read_study(path)
-    config = made(study, settings, extra, work)
-    folder = Path(config.directory)
+    config = call(study.config, settings, text)
+    kept = described(config)
+    # Another configuration is another run, and has a folder of its own.
+    digest = hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:8]
+    folder = work / "-".join([*settings.values(), digest])
+    again = (folder / "metrics.jsonl").exists()
+    config = dataclasses.replace(config, directory=str(folder))
     folder.mkdir(parents=True, exist_ok=True)
     words = ",".join(f"{name}={value}" for name, value in settings.items())
     record: dict[str, Any] = {
@@ -117,7 +142,7 @@ def execute(path: Path, settings: Settings, extra: Settings, work: Path) -> dict
         "date": str(datetime.date.today()),
         "versions": evaluation_record.versions(),
         "hardware": {**evaluation_record.hardware(), "cores": len(os.sched_getaffinity(0))},
-        "config": plain(config),
+        "config": kept,
     }
     began, worked = time.perf_counter(), time.process_time()
     with (folder / "log").open("a") as log, contextlib.redirect_stdout(log):
@@ -128,21 +153,51 @@ def execute(path: Path, settings: Settings, extra: Settings, work: Path) -> dict
         share = (time.process_time() - worked) / (time.perf_counter() - began)
         run = read_run(str(folder), path.stem)
         record |= {"parameters": run.parameters, "tokens": run.tokens}
-        wall = float(run.seconds()[1][-1])
-        record["wall_seconds"], record["cpu_seconds"] = round(wall, 1), round(share * wall, 1)
-        record["curves"] = curves(run, share)
-        record["evaluations"] = measure(study, settings, extra, folder)
+        metadata = ocp.metadata(find_checkpoint(folder)).custom_metadata
+        record["corpus"] = {name: metadata["corpus"][name] for name in ("version", "sha256")}
+        # Of a run that was interrupted it is not known how much it worked before.
+        record |= timed(run, None if again else share)
+        record["evaluations"] = measure(study, settings, text, folder)
     jax.clear_caches()  # a long-lived process would run out of memory maps
     print(f"{words}: {time.perf_counter() - began:.0f} s", flush=True)
     return evaluation_record.plain(record)
 
 
-def measure(study: Study, settings: Settings, extra: Settings, folder: Path) -> dict[str, dict]:
+def timed(run, share: float | None) -> dict[str, Any]:
+    """`cpu_seconds` of all steps, without compilation and evaluations, and `curves`: training loss,
+    norm of the gradient and every figure of the held-out text or the test examples against tokens
+    and those seconds.
+
+    Args:
+      run: the run's records.
+      share: of the time of the clock that the processor worked for the run, as other runs may have
+        taken the rest; None if it is not known, nor are the seconds then.
+    """
+    steps, rates = run.series(RATE)
+    every = np.diff(steps, prepend=0) * run.tokens_per_step / rates
+    elapsed = np.cumsum(every) * (math.nan if share is None else share)
+    curves = {}
+    for name in ["train/loss", "train/grad_norm", *run.names("eval/")]:
+        at, values = run.series(name)
+        curves[name] = {
+            "tokens": [int(step) * run.tokens_per_step for step in at],
+            "seconds": [short(x) for x in np.interp(at, steps, elapsed)],
+            "values": [short(x) for x in values],
+        }
+    return {"cpu_seconds": short(elapsed[-1]), "curves": curves}
+
+
+def short(x: float) -> float:
+    """A number with six digits."""
+    return float(f"{x:.6g}")
+
+
+def measure(study: Study, settings: Settings, text: str | None, folder: Path) -> dict[str, dict]:
     """What the study's tasks find of a trained model, by name."""
     from miras_jax import evals, export
     from miras_jax.nn import reconfigured
 
-    requests = call(study.tasks, settings, extra)
+    requests = call(study.tasks, settings, text)
     if not requests:
         return {}
     model, metadata = export.load_model(str(folder))
@@ -150,7 +205,7 @@ def measure(study: Study, settings: Settings, extra: Settings, folder: Path) -> 
     subject = evals.Subject(vocabulary, packed=bool(metadata.get("packed")))
     evaluators = evals.prepare(requests, subject)
     found = {}
-    for served, changes in call(study.served, settings, extra).items():
+    for served, changes in call(study.served, settings).items():
         for each in evaluators:
             result = each.run(reconfigured(model, **changes))
             name = f"{each.name}, {served}" if served else each.name
@@ -160,28 +215,6 @@ def measure(study: Study, settings: Settings, extra: Settings, folder: Path) -> 
                 "counts": result.counts,
                 "curves": result.curves,
             }
-    return found
-
-
-def curves(run, share: float) -> dict[str, dict[str, list[float]]]:
-    """Training loss, norm of the gradient and every figure of the held-out text or the test
-    examples, against tokens and seconds of the processor's time.
-
-    Args:
-      run: the run's records.
-      share: of the time of the clock that the processor worked for the run: other runs may have
-        taken the rest.
-    """
-    found = {}
-    at, elapsed = run.seconds()
-    for name in ["train/loss", "train/grad_norm", *run.names("eval/")]:
-        steps, values = run.series(name)
-        seconds = [float(elapsed[at <= step][-1]) for step in steps]
-        found[name] = {
-            "tokens": [int(step) * run.tokens_per_step for step in steps],
-            "seconds": [round(share * x, 1) for x in seconds],
-            "values": [float(f"{x:.6g}") for x in values],
-        }
     return found
 
 
@@ -213,7 +246,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("study", type=Path, help="file of the study")
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME=VALUE", help="some runs")
     parser.add_argument(
-        "--set", nargs="+", default=[], metavar="NAME=VALUE", help="for every run, such as text"
+        "--text", help="folder with the folders train and valid, for studies of text"
     )
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at a time")
     parser.add_argument("--work", type=Path, help="folder of the runs, runs/STUDY")
@@ -221,17 +254,11 @@ def main(words: Sequence[str] | None = None) -> None:
     args = parser.parse_args(words)
     study = read_study(args.study)
     work, out = args.work or Path("runs", study.name), args.out or RESULTS / f"{study.name}.jsonl"
-    extra = dict(word.split("=", 1) for word in args.set)
     work.mkdir(parents=True, exist_ok=True)
     out.parent.mkdir(parents=True, exist_ok=True)
 
-    records = read_records(out)
-    done = [(record["settings"], record["config"]) for record in records]
-    left = [
-        settings
-        for settings in chosen(study.runs, args.only)
-        if (settings, plain(made(study, settings, extra, work))) not in done
-    ]
+    done = [record["settings"] for record in read_records(out) if is_of(record, study)]
+    left = [settings for settings in chosen(study.runs, args.only) if settings not in done]
     print(f"{study.name}: {len(left)} of {len(study.runs)} runs to do", flush=True)
     context = multiprocessing.get_context("spawn")
     mine, cores = sorted(os.sched_getaffinity(0)), context.Queue()
@@ -240,28 +267,29 @@ def main(words: Sequence[str] | None = None) -> None:
     with concurrent.futures.ProcessPoolExecutor(
         args.jobs, context, prepare, (cores, str((work / "compiled").absolute()), os.getpid())
     ) as pool:
-        running = {pool.submit(execute, study.path, each, extra, work): each for each in left}
+        running = {pool.submit(execute, study.path, each, args.text, work): each for each in left}
         failed = []
         try:
             for future in concurrent.futures.as_completed(running):
                 if error := future.exception():
                     failed.append(f"{running[future]}: {type(error).__name__}: {error}")
                     continue
-                record = future.result()
-                records = [r for r in records if r["settings"] != record["settings"]] + [record]
-                write(out, study, records)
+                add(out, study, future.result())
         except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
+            pool.shutdown(cancel_futures=True)
             raise
     if failed:
         raise SystemExit("\n".join(["runs that failed:", *failed]))
 
 
-def write(out: Path, study: Study, records: list[dict[str, Any]]) -> None:
-    """Writes the record in the order of the study's runs; what it no longer has is dropped."""
-    kept = [r for run, r in itertools.product(study.runs, records) if r["settings"] == run]
+def add(out: Path, study: Study, record: dict[str, Any]) -> None:
+    """Writes a run into the record, in the order of the study's runs. Runs that the study no longer
+    has, or has with another configuration, are dropped."""
+    records = [r for r in read_records(out) if is_of(r, study)]
+    records = [r for r in records if r["settings"] != record["settings"]] + [record]
+    records.sort(key=lambda r: study.runs.index(r["settings"]))
     partial = out.with_suffix(".partial")
-    partial.write_text("".join(json.dumps(record) + "\n" for record in kept))
+    partial.write_text("".join(json.dumps(record) + "\n" for record in records))
     partial.replace(out)
 
 

@@ -42,13 +42,24 @@ class Runs:
 
     def by_seed(self, figure: Callable[[dict], float | None], **settings: str) -> dict[str, float]:
         """The figure of the runs with these settings, by seed; without those that have none."""
-        found = {}
-        for record in self.records:
-            if all(record["settings"].get(name) == value for name, value in settings.items()):
-                value = None if "diverged" in record else figure(record)
-                if value is not None:
-                    found[record["settings"]["seed"]] = value
+        found: dict[str, float] = {}
+        for record in self.of(**settings):
+            value = figure(record)
+            if value is not None:
+                seed = record["settings"]["seed"]
+                if seed in found:
+                    raise ValueError(f"{settings} are the settings of several runs of seed {seed}.")
+                found[seed] = value
         return found
+
+    def of(self, **settings: str) -> list[dict]:
+        """The runs with these settings that did not diverge."""
+        return [
+            record
+            for record in self.records
+            if "diverged" not in record
+            and all(record["settings"].get(name) == value for name, value in settings.items())
+        ]
 
     def cell(self, figure: Callable, form: str = ".3f", **settings: str) -> str:
         """Mean and standard deviation over the seeds."""
@@ -91,39 +102,47 @@ def of_evaluation(name: str, figure: str) -> Callable[[dict], float | None]:
 def about(runs: Runs) -> str:
     """Who measured what, when and with what."""
     records = runs.records
-    versions = records[0]["versions"]
-    hardware = records[0]["hardware"]
     dates = sorted({record["date"] for record in records})
     seeds = ", ".join(sorted({record["settings"]["seed"] for record in records}))
-    names = ", ".join(
-        f"{n} {versions[n]}" for n in ("python", "jax", "jaxlib", "flax") if n in versions
-    )
-    wall = sum(record.get("wall_seconds", 0) for record in records)
-    failed = [r["command"] for r in records if "diverged" in r]
+    libraries = ("python", "jax", "jaxlib", "flax")
+    versions = {", ".join(f"{n} {r['versions'][n]}" for n in libraries) for r in records}
+    machines = {
+        f"{r['hardware']['device']} ({r['hardware']['machine']}, {r['hardware']['cores']} of"
+        f" {r['hardware']['processors']} cores a run)"
+        for r in records
+    }
+    texts = {
+        r["corpus"]["version"]
+        for r in records
+        if "corpus" in r and r["config"]["data"]["validation"]
+    }
+    hours = sum(record.get("cpu_seconds") or 0 for record in records) / 3600
+    when = " to ".join(dict.fromkeys((dates[0], dates[-1])))
     lines = [
-        f"{len(records)} runs, seeds {seeds}, {dates[0]} to {dates[-1]}, on {hardware['device']}"
-        f" ({hardware['cores']} core(s) a run, {hardware['machine']}); {names};"
-        f" {wall / 3600:.1f} hours of training in all. Each line of `{runs.study.name}.jsonl` has a"
-        " run's command, configuration, curves and figures.",
-        "",
-        f"    python experiments/run_study.py experiments/studies/{runs.study.name}.py"
-        + (" --set text=FOLDER" if "text=FOLDER" in (runs.study.about or "") else ""),
-        "    make results",
+        f"{len(records)} of {len(runs.study.runs)} runs, seeds {seeds}, {when}, on"
+        f" {' and '.join(sorted(machines))}; {' and '.join(sorted(versions))}; {hours:.1f} hours of"
+        f" the processor's time for the steps of training. `{runs.study.name}.jsonl` has a line for"
+        " each run: command, configuration, curves and figures."
     ]
-    if failed:
-        lines += ["", f"Diverged, and left out of the means: {', '.join(failed)}."]
-    return "\n".join(lines)
+    if texts:
+        lines[0] += f" Version of the text: {', '.join(sorted(texts))}."
+    if failed := [r["command"] for r in records if "diverged" in r]:
+        lines.append(f"Diverged, and left out of the means: {', '.join(failed)}.")
+    return "\n\n".join(lines)
 
 
 def sizes(runs: Runs, **settings: str) -> list[str]:
     """Parameters, tokens and seconds of the runs with these settings."""
-    first = next(
-        r for r in runs.records if all(r["settings"].get(n) == v for n, v in settings.items())
-    )
-    if "diverged" in first:
+    found = runs.of(**settings)
+    if not found:
         return [MISSING] * 3
-    seconds = runs.cell(lambda record: record["cpu_seconds"], ".0f", **settings)
-    return [f"{first['parameters']:,}", f"{first['tokens']:,}", seconds]
+    seconds = runs.cell(cpu_seconds, ".0f", **settings)
+    return [f"{found[0]['parameters']:,}", f"{found[0]['tokens']:,}", seconds]
+
+
+def cpu_seconds(record: dict) -> float | None:
+    """Of the steps of training."""
+    return record["cpu_seconds"]
 
 
 # -- recall -------------------------------------------------------------------------------------
@@ -131,7 +150,7 @@ def sizes(runs: Runs, **settings: str) -> list[str]:
 
 def mqar(runs: Runs) -> tuple[str, Figure]:
     """Accuracy by width and pairs."""
-    lines = []
+    lines: list[list[str]] = []
     dims, pairs = runs.values("dim"), runs.values("pairs")
     for memory, control in itertools.product(runs.values("memory"), ("none", "frozen")):
         row = [
@@ -142,7 +161,7 @@ def mqar(runs: Runs) -> tuple[str, Figure]:
             lines.append([memory + (", frozen" if control == "frozen" else ""), *row])
     columns = [f"{n} pairs, width {d}" for n, d in itertools.product(pairs, dims)]
     costs = [
-        [f"{memory}, width {d}", *sizes(runs, memory=memory, dim=d, control="none")]
+        [f"{memory}, width {d}", *sizes(runs, memory=memory, dim=d, pairs=pairs[0], control="none")]
         for memory, d in itertools.product(runs.values("memory"), dims)
     ]
     chance = ", ".join(f"{1 / int(n):.3f} of {n} pairs" for n in pairs)
@@ -202,12 +221,11 @@ def novels(runs: Runs) -> tuple[str, Figure]:
             mean, error = found
             times = f"{mean / error:.1f}" if error else MISSING
             controls.append([m, spread(frozen.values()), signed(found), times])
-    names = {n: n.removeprefix("eval/") for n in ("eval/order0_bits_per_byte",
-                                                 "eval/order1_bits_per_byte")}  # fmt: skip
-    floors = ", ".join(
-        f"{label.replace('_bits_per_byte', '')} entropy {runs.mean(last(name)):.3f}"
-        for name, label in names.items()
-    )
+    entropies = [
+        (order, runs.mean(last(f"eval/{order}_bits_per_byte"), memory=memories[0], control="none"))
+        for order in ("order0", "order1")
+    ]
+    floors = " and ".join(f"{order} entropy {bits:.3f}" for order, bits in entropies if bits)
     text = (
         "Bits per byte of held-out text when training ends, less is better; the difference to Gated"
         " DeltaNet with its standard error over seeds. Of the same text the"
@@ -225,9 +243,8 @@ def novels(runs: Runs) -> tuple[str, Figure]:
     for i, memory in enumerate(memories):
         found = [
             r["curves"][BITS]
-            for r in runs.records
-            if r["settings"]["memory"] == memory and r["settings"]["control"] == "none"
-            and "diverged" not in r
+            for r in runs.of(memory=memory, control="none")
+            if r["cpu_seconds"] is not None
         ]  # fmt: skip
         if not found:
             continue
@@ -236,7 +253,7 @@ def novels(runs: Runs) -> tuple[str, Figure]:
             values = zip(*(c["values"] for c in found), strict=True)
             draw(axis, list(zip(places, map(list, values), strict=True)), f"C{i}", "-", memory)
     axes[0].set(xlabel="tokens", ylabel="bits per byte")
-    axes[1].set(xlabel="seconds of CPU time, compilation included")
+    axes[1].set(xlabel="seconds of one core, steps alone")
     axes[1].legend(fontsize=7)
     for axis in axes:
         axis.grid(alpha=0.3)
@@ -304,12 +321,13 @@ def _curve(runs: Runs, memory: str, name: str) -> list[dict]:
 # -- choices ------------------------------------------------------------------------------------
 
 
-def largest_norm(record: dict) -> float:
+def largest_norm(record: dict) -> float | None:
     """The largest gradient norm after the warm-up."""
     curve, warmup = record["curves"]["train/grad_norm"], record["config"]["optimizer"]
     tokens = record["config"]["data"]["window"] * record["config"]["data"]["batch_size"]
     after = warmup["warmup_steps"] * tokens
-    return max(v for t, v in zip(curve["tokens"], curve["values"], strict=True) if t > after)
+    values = zip(curve["tokens"], curve["values"], strict=True)
+    return max((v for t, v in values if t > after and v is not None), default=None)
 
 
 def choices(runs: Runs) -> tuple[str, Figure]:
@@ -319,10 +337,10 @@ def choices(runs: Runs) -> tuple[str, Figure]:
     ps, qs = (list(dict.fromkeys(parts[i] for parts in grid)) for i in (1, 3))
 
     def both(name: str) -> str:
-        seeds = sum(r["settings"]["choice"] == name for r in runs.records)
+        ended = ["diverged" in r for r in runs.records if r["settings"]["choice"] == name]
         found = runs.by_seed(largest_norm, choice=name)
         top = f" ({max(found.values()):.3g})" if found else ""
-        lost = f", {seeds - len(found)} of {seeds} diverged" if len(found) < seeds else ""
+        lost = f", {sum(ended)} of {len(ended)} diverged" if any(ended) else ""
         return runs.cell(last(BITS), choice=name) + top + lost
 
     cell = "Each cell: bits per byte of held-out text, and in brackets the largest gradient norm"
@@ -349,7 +367,7 @@ def choices(runs: Runs) -> tuple[str, Figure]:
         [
             [size, *(runs.cell(of_evaluation(f"text, chunk-{other}", "bits_per_byte"), choice=name)
                      for other, _ in trained),
-             runs.cell(lambda record: record["cpu_seconds"], ".0f", choice=name)]
+             runs.cell(cpu_seconds, ".0f", choice=name)]
             for size, name in trained
         ],
     )  # fmt: skip
@@ -380,7 +398,8 @@ def choices(runs: Runs) -> tuple[str, Figure]:
 
 def noise(runs: Runs) -> tuple[str, Figure]:
     """Accuracy by bias and share of wrong values."""
-    shares = [x.removeprefix("noise_") for x in runs.records[0]["evaluations"]]
+    names = next(iter(runs.of()))["evaluations"]
+    shares = [x.removeprefix("noise_") for x in names if "," not in x]
     biases, trained = runs.values("bias"), runs.values("noise")
     text = "Accuracy on 1,024 test rows by the share of values that are written wrong in them.\n\n"
     figure = Figure(figsize=(5 * len(trained), 4), layout="constrained")

@@ -2,13 +2,13 @@
 
 import dataclasses
 import json
-import re
 import sys
 from pathlib import Path
 
 import pytest
 
 from miras_jax import zoo
+from miras_jax.evals import suite
 from miras_jax.nn import sizes
 from miras_jax.training.config import validate
 
@@ -70,7 +70,10 @@ def test_runs_are_accepted_and_as_large_as_they_say(path):
         if settings["seed"] == "0" and settings.get("pairs", "8") == "8":
             config = study.config(**settings)
             validate(config)
-            run_study.call(study.tasks, settings, {})
+            for task in run_study.call(study.tasks, settings):
+                suite.parse(task)
+            for changes in run_study.call(study.served, settings).values():
+                dataclasses.replace(config.model, **changes)
             if settings.get("control", "none") == "none" and path.stem != "choices":
                 counts.setdefault(settings.get("dim", ""), []).append(
                     sizes.parameters(config.model)
@@ -93,7 +96,8 @@ def test_a_study_is_run_once(tmp_path, capfd):
         assert record["curves"]["eval/accuracy"]["tokens"] == [128]
         assert len(record["curves"]["train/loss"]["values"]) == 2
         assert set(record["evaluations"]) == {"noise_0", "noise_0, frozen"}
-        assert "directory" not in record["config"]
+        assert record["config"]["directory"] == ""
+        assert record["cpu_seconds"] > 0
         assert str(tmp_path) not in json.dumps({**record, "command": ""})
     run_study.main([*words, "--only", "seed=1"])
     assert "0 of 2 runs to do" in capfd.readouterr().out
@@ -102,11 +106,13 @@ def test_a_study_is_run_once(tmp_path, capfd):
     path.write_text(TINY.replace("STEPS", "3"))
     run_study.main([*words, "--only", "seed=1"])
     assert "1 of 2 runs to do" in capfd.readouterr().out
-    assert [r["tokens"] for r in run_study.read_records(out)] == [128, 192]
+    assert [r["tokens"] for r in run_study.read_records(out)] == [192]  # the old ones are gone
 
-    study = dataclasses.replace(run_study.read_study(path))
+    [log] = [p for p in tmp_path.glob("work/*/log") if "of 3 steps" in p.read_text()]
+    assert "continuing" not in log.read_text()  # not the other run, trained longer
+    study = run_study.read_study(path)
     text, _ = study_pages.page("noise", study_pages.Runs(study, run_study.read_records(out)))
-    assert "2 runs, seeds 0, 1" in text
+    assert "1 of 2 runs, seeds 1" in text
     with pytest.raises(SystemExit, match="no run has bias=none"):
         run_study.main([*words, "--only", "bias=none"])
 
@@ -120,6 +126,60 @@ def test_statistics():
     assert study_pages.difference({"0": 1.0}, {"0": 1.0}) is None
 
 
+def made_up(study) -> list[dict]:
+    """A record for every run, of which one diverged and one is missing."""
+    records = []
+    for i, settings in enumerate(study.runs[:-1]):
+        config = run_study.described(study.config(**settings))
+        record = {"settings": settings, "command": "miras train", "config": config}
+        record |= {"date": "2030-01-01", "corpus": {"version": "abc", "sha256": "abcdef"}}
+        record["versions"] = dict.fromkeys(("python", "jax", "jaxlib", "flax"), "1")
+        record["hardware"] = {"device": "cpu", "machine": "x86_64", "cores": 1, "processors": 2}
+        if i == len(study.runs) // 2:
+            records.append({**record, "diverged": "step 3"})
+            continue
+        names = ("bits_per_byte", "accuracy", "order0_bits_per_byte", "order1_bits_per_byte")
+        names = ("train/loss", "train/grad_norm", *(f"eval/{name}" for name in names))
+        values = [3.0, 2.0 + 0.5 * int(settings["seed"])]
+        curve = {"tokens": [0, 10**6], "seconds": [0.0, 2.0], "values": values}
+        tasks = [word.rpartition("name=")[2] for word in study.tasks(**settings)]
+        served = study.served(**settings)
+        curves = {"start": [0, 64], "bits_per_byte": [2.5, 2.0], "memory_norm": [[1, 2], [3, 4]]}
+        figures = {"accuracy": 0.5, "bits_per_byte": 2.0}
+        record |= {"parameters": 10, "tokens": 20, "cpu_seconds": 30.0}
+        record["curves"] = dict.fromkeys(names, curve)
+        record["evaluations"] = {
+            f"{task}, {name}" if name else task: {"figures": figures, "curves": curves}
+            for task in tasks
+            for name in served
+        }
+        records.append(record)
+    return records
+
+
+@pytest.mark.parametrize("name", study_pages.PAGES)
+def test_pages_of_made_up_runs(name):
+    study = run_study.read_study(study_pages.STUDIES / f"{study_pages.PAGES[name][0]}.py")
+    records = made_up(study)
+    assert all(run_study.is_of(record, study) for record in records)
+    text, figure = study_pages.page(name, study_pages.Runs(study, records))
+    assert f"{len(study.runs) - 1} of {len(study.runs)} runs, seeds 0, 1, 2" in text
+    assert "Diverged" in text
+    assert figure.axes
+    assert {
+        "mqar": "2.500 ± 0.500",
+        "novels": "| mamba2 | 2.500 ± 0.500 | +0.0000 ± 0.0000 | 10 | 20 | 30 ± 0 |",
+        "extrapolation": "| yaad | 2.50 ± 0.00 | 2.00 ± 0.00 |",
+        "choices": "2.500 ± 0.500 (3)",
+        "noise": "0.500 ± 0.000",
+    }[name] in text
+    assert not run_study.is_of({**records[0], "settings": {}}, study)
+    other = {**records[0]["config"], "steps": 1}
+    assert not run_study.is_of({**records[0], "config": other}, study)
+    del records[0]["config"]["max_skipped"]  # of a time when there was no such field
+    assert run_study.is_of(records[0], study)
+
+
 @pytest.mark.parametrize("name", study_pages.PAGES)
 def test_pages_say_what_the_records_say(name):
     study = study_pages.PAGES[name][0]
@@ -129,7 +189,4 @@ def test_pages_say_what_the_records_say(name):
     text, _ = study_pages.page(name, runs)
     assert (RESULTS / f"{name}.md").read_text() == text
     assert (RESULTS / f"{name}.png").exists()
-    for record in records:  # of the configuration that the study has today
-        config = run_study.made(runs.study, record["settings"], {}, Path("runs"))
-        if record["settings"]["seed"] == "0":
-            assert run_study.plain(config) == record["config"], re.sub(r"\s+", " ", str(config))
+    assert all(run_study.is_of(record, runs.study) for record in records)

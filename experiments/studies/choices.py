@@ -1,6 +1,6 @@
 """What the choices of the deep memories do: exponents, thresholds, anchors, sizes of chunks.
 
-    python experiments/run_study.py experiments/studies/choices.py --set text=FOLDER --jobs 2
+    python experiments/run_study.py experiments/studies/choices.py --text FOLDER --jobs 2
     miras train experiments/studies/choices.py:choice=p-3-q-4,seed=0,text=FOLDER
 
 Byte language modelling of the text of experiments/studies/novels.py by smaller models that are

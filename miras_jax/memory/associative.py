@@ -20,15 +20,17 @@ import jax.numpy as jnp
 
 from miras_jax.memory import layer as la
 from miras_jax.memory.chunked import chunk_step, keep
-from miras_jax.memory.compatibility import why_not_exact
+from miras_jax.memory.compatibility import why_not_exact_gradients
 from miras_jax.memory.head import Chunk, Head, inner_steps, marked
 from miras_jax.memory.memory import Memory, Weights
 
 
 def why_not_associative(memory: Memory) -> str:
     """Why a memory has no associative form; empty if it has one."""
-    if reason := why_not_exact(memory):
+    if reason := why_not_exact_gradients(memory):
         return f"its chunks do not map their state affinely: {reason}"
+    if memory.read != "token":
+        return f"its state holds the chunk's start: read={memory.read!r}"
     if "momentum" in memory.algorithm.gates:
         return "the form carries one accumulator, and a momentum is a second one"
     if "chunked" not in memory.forms:

@@ -55,4 +55,4 @@ def _derivatives_on_cpu(memory: Memory, total: int) -> str:
     chunks = total / memory.chunk_size
     by_channel = any(gate.per != "head" for gate in memory.retention.gates.values())
     few = 1 <= chunks <= 4 if by_channel else 1 < chunks <= 16
-    return "associative" if few else "chunked"
+    return "associative" if few and "associative" in memory.forms else "chunked"

@@ -8,7 +8,7 @@ from miras_jax.memory.bias import Bias
 from miras_jax.memory.retention import Retention
 
 
-def why_not_exact(memory) -> str:
+def why_not_exact_gradients(memory) -> str:
     """Why a memory takes its gradients at the chunk's start; empty if at each token's own."""
     if memory.gradient == "chunk":
         return "gradient='chunk'"
@@ -62,7 +62,7 @@ def _problems(memory) -> Iterator[str]:
         yield f"read must be 'token', 'chunk' or 'commit', got {memory.read!r}."
     if memory.gradient not in ("auto", "exact", "chunk"):
         yield f"gradient must be auto, exact or chunk, got {memory.gradient!r}."
-    reason = why_not_exact(memory)
+    reason = why_not_exact_gradients(memory)
     if memory.gradient == "exact" and reason:
         yield (
             "gradient='exact' needs a linear architecture, a dot-product or l2 bias, the "
@@ -140,7 +140,7 @@ def _algorithm(memory) -> Iterator[str]:
     if algorithm.needs_exact and not (memory.exact_gradients and memory.bias.curvature):
         yield (
             f"{name} is defined for a linear memory with an l2 bias whose gradients are exact; "
-            f"here {why_not_exact(memory) or 'the bias is the dot product'}."
+            f"here {why_not_exact_gradients(memory) or 'the bias is the dot product'}."
         )
     if algorithm.needs_exact and algorithm.layer_steps:
         yield f"{name} has one step for its one layer: choose layer_steps=()."

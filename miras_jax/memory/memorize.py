@@ -54,8 +54,7 @@ def memorize(
         None goes on with the document of the state.
       form: "recurrent", "chunked", "associative" (the chunks of a linear memory side by side), a
         fused kernel, "pallas_tpu" or "pallas_gpu"; or "auto": a kernel where one is proved for this
-        machine (`kernels_pallas.dispatch`), else chunked where the memory has it, and recurrent for
-        single tokens and, on a CPU, for matrix memories of which no derivative is taken.
+        machine (`kernels_pallas.dispatch`), else what `miras_jax.memory.automatic` says.
         `kernels_pallas.override` and the environment variable MIRAS_FORM say what "auto" means.
       diagnostics: also say what the inner loop did at every token; runs the recurrent form.
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from miras_jax.memory.algorithm import GradientDescent
 from miras_jax.memory.architecture import Architecture, Layer, Matrix
 from miras_jax.memory.bias import L2, Bias
-from miras_jax.memory.compatibility import check, why_not_exact
+from miras_jax.memory.compatibility import check, why_not_exact_gradients
 from miras_jax.memory.gate import Gate
 from miras_jax.memory.retention import Retention
 
@@ -44,7 +44,7 @@ class State:
         identity link. A matrix memory reads `q @ weights["memory"]`.
       momentum: S by layer, the same shapes; empty for gradient descent.
       start: the accumulators at the start of the current chunk, where the gradients of the chunk
-        are taken; empty for memories that are exact at every chunk size.
+        or its reads are taken; empty for memories that are exact at every chunk size.
       optimizer: of an algorithm that takes one step a chunk, a pytree of leaves `[B, H, ...]` (see
         `Memory.begin`); else empty.
       phase: int32 `[B]`, tokens read of the current chunk, 0 .. chunk_size - 1.
@@ -94,7 +94,7 @@ class Memory:
     @property
     def exact_gradients(self) -> bool:
         """True if every gradient is taken at the memory of its own token."""
-        return not why_not_exact(self)
+        return not why_not_exact_gradients(self)
 
     @property
     def exact(self) -> bool:

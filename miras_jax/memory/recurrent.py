@@ -1,8 +1,8 @@
 """The recurrent form: one token at a time. The definition of every memory, the path of decoding and
 the oracle that the other forms are tested against; it forms every token's memory outright.
 
-For a memory that takes its gradients at the chunk's start it holds that start beside the running
-memory, so that token by token it gives what the chunked form gives.
+For a memory that takes its gradients or its reads at the chunk's start it holds that start beside
+the running memory, so that token by token it gives what the chunked form gives.
 """
 
 from typing import NamedTuple

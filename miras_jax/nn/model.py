@@ -231,7 +231,11 @@ def reconfigured(model: LanguageModel, **changes) -> LanguageModel:
     """
     config = dataclasses.replace(model.config, **changes)
     build = jax.eval_shape(lambda key: LanguageModel(config, rngs=nnx.Rngs(key)), jax.random.key(0))
-    leaves, needed = jax.tree.leaves(model), jax.tree.leaves(build)
-    if [x.shape for x in leaves] != [x.shape for x in needed]:
+
+    def shapes(model):
+        found = jax.tree_util.tree_leaves_with_path(model)
+        return [(jax.tree_util.keystr(path), x.shape) for path, x in found]
+
+    if shapes(model) != shapes(build):
         raise ValueError(f"{changes} makes a model with other parameters: train it anew.")
-    return jax.tree.unflatten(jax.tree.structure(build), leaves)
+    return jax.tree.unflatten(jax.tree.structure(build), jax.tree.leaves(model))

@@ -238,9 +238,11 @@ def test_forms_and_reasons():
     }
     for name, reason in reasons.items():
         assert reason in why_not_associative(memory_of(name))
+    chunk_reads = Memory(read="chunk", gradient="exact")
+    assert "holds the chunk's start" in why_not_associative(chunk_reads)
     momentum = Memory(bias=DotProduct(), algorithm=Momentum())
     assert "momentum" in why_not_associative(momentum)
-    for memory in (*map(memory_of, reasons), momentum, Memory(architecture=Entries())):
+    for memory in (*map(memory_of, reasons), momentum, chunk_reads, Memory(architecture=Entries())):
         assert "associative" not in memory.forms
     for memory in MEMORIES.values():
         assert not why_not_associative(memory)

@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import pytest
 
 import miras_jax as mj
+from miras_jax.memory import DotProduct, Memory, Momentum
 from miras_jax.memory.automatic import pure_forms
-from tests.cases import apply, case, close, memory_of
+from tests.cases import CHUNK, apply, case, close, memory_of
 
 
 @pytest.mark.parametrize(
@@ -44,11 +45,22 @@ def test_on_an_accelerator_a_single_token_is_read_by_itself(platform):
         assert pure_forms(memory, 2, platform) == ("chunked", "chunked")
 
 
+MOMENTUM = Memory(bias=DotProduct(), algorithm=Momentum(), chunk_size=CHUNK)
+
+
+def test_takes_forms_that_the_memory_has():
+    memories = [*map(mj.zoo.get, mj.zoo.names()), MOMENTUM, Memory(read="chunk", gradient="exact")]
+    for memory in memories:
+        for total in (1, 16, 64, 65, 256, 1024, 4096):
+            for platform in ("cpu", "gpu", "tpu"):
+                assert set(pure_forms(memory, total, platform)) <= set(memory.forms)
+
+
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("name", ["linear_attention", "gla", "deltanet"])
+@pytest.mark.parametrize("name", ["linear_attention", "gla", "deltanet", "momentum"])
 def test_values_and_gradients_are_those_of_any_form(name):
     """One form for values and another for gradients: both agree with a third."""
-    c = case(memory_of(name))
+    c = case(MOMENTUM if name == "momentum" else memory_of(name))
 
     def loss(form):
         return lambda inputs: jnp.sum(apply(c.memory, c.params, inputs, form=form)[0] ** 2)

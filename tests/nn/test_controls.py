@@ -111,8 +111,10 @@ def test_every_memory_can_read_the_starts_of_its_chunks(name):
         CONFIG, memory=name, depth=depth, heads=4, control="chunk_start_reads"
     )
     model = LanguageModel(config, rngs=nnx.Rngs(jax.random.key(0)))
-    logits = read(model, TOKENS)[0]
-    assert jnp.all(jnp.isfinite(logits))
+    built, whole = config.build_memory(), dataclasses.replace(config, control=None).build_memory()
+    assert built.read == "chunk"
+    assert built.exact_gradients == whole.exact_gradients
+    assert jnp.all(jnp.isfinite(read(model, TOKENS)[0]))
 
 
 def test_a_configuration_with_other_parameters():
