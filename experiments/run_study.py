@@ -92,8 +92,10 @@ def call(function: Callable, settings: Settings, text: str | None = None):
 
 
 def described(config) -> dict[str, Any]:
-    """A configuration as the record has it, without the places of this machine."""
+    """A configuration as the record has it: with the memory that its name stands for, without the
+    places of this machine."""
     kept = evaluation_record.plain(dataclasses.replace(config, directory=""))
+    kept["memory"] = repr(config.model.build_memory())
     for name in ("source", "validation"):
         place = kept["data"][name]
         if isinstance(place, str) and not place.startswith("task:"):
@@ -153,6 +155,7 @@ def execute(path: Path, settings: Settings, text: str | None, work: Path) -> dic
         share = (time.process_time() - worked) / (time.perf_counter() - began)
         run = read_run(str(folder), path.stem)
         record |= {"parameters": run.parameters, "tokens": run.tokens}
+        record["wall_seconds"] = short(run.seconds()[1][-1])
         metadata = ocp.metadata(find_checkpoint(folder)).custom_metadata
         record["corpus"] = {name: metadata["corpus"][name] for name in ("version", "sha256")}
         # Of a run that was interrupted it is not known how much it worked before.

@@ -116,12 +116,16 @@ def about(runs: Runs) -> str:
         for r in records
         if "corpus" in r and r["config"]["data"]["validation"]
     }
-    hours = sum(record.get("cpu_seconds") or 0 for record in records) / 3600
+    hours, wall = (
+        sum(record.get(name) or 0 for record in records) / 3600
+        for name in ("cpu_seconds", "wall_seconds")
+    )
     when = " to ".join(dict.fromkeys((dates[0], dates[-1])))
     lines = [
         f"{len(records)} of {len(runs.study.runs)} runs, seeds {seeds}, {when}, on"
         f" {' and '.join(sorted(machines))}; {' and '.join(sorted(versions))}; {hours:.1f} hours of"
-        f" the processor's time for the steps of training. `{runs.study.name}.jsonl` has a line for"
+        f" the processor's time for the steps of training, {wall:.1f} by the clock with compilation"
+        f" and evaluations. `{runs.study.name}.jsonl` has a line for"
         " each run: command, configuration, curves and figures."
     ]
     if texts:

@@ -108,7 +108,7 @@ def test_a_study_is_run_once(tmp_path, capfd):
     assert "1 of 2 runs to do" in capfd.readouterr().out
     assert [r["tokens"] for r in run_study.read_records(out)] == [192]  # the old ones are gone
 
-    [log] = [p for p in tmp_path.glob("work/*/log") if "of 3 steps" in p.read_text()]
+    [log] = [p for p in tmp_path.glob("work/*/log") if "step 3/3" in p.read_text()]
     assert "continuing" not in log.read_text()  # not the other run, trained longer
     study = run_study.read_study(path)
     text, _ = study_pages.page("noise", study_pages.Runs(study, run_study.read_records(out)))
@@ -146,7 +146,7 @@ def made_up(study) -> list[dict]:
         served = study.served(**settings)
         curves = {"start": [0, 64], "bits_per_byte": [2.5, 2.0], "memory_norm": [[1, 2], [3, 4]]}
         figures = {"accuracy": 0.5, "bits_per_byte": 2.0}
-        record |= {"parameters": 10, "tokens": 20, "cpu_seconds": 30.0}
+        record |= {"parameters": 10, "tokens": 20, "cpu_seconds": 30.0, "wall_seconds": 60.0}
         record["curves"] = dict.fromkeys(names, curve)
         record["evaluations"] = {
             f"{task}, {name}" if name else task: {"figures": figures, "curves": curves}
