@@ -51,8 +51,9 @@ def _derivatives_on_cpu(memory: Memory, total: int) -> str:
         return "recurrent" if alone else "chunked"
     if not (sums and memory.exact and type(memory.architecture) is Matrix):
         return "chunked"
-    # A few chunks are faster at once, many one after the other.
+    # A few chunks are faster at once, many one after the other. With a decay per channel a chunk is
+    # dear, and to write it twice as the associative form does gains nothing.
     chunks = total / memory.chunk_size
     by_channel = any(gate.per != "head" for gate in memory.retention.gates.values())
-    few = 1 <= chunks <= 4 if by_channel else 1 < chunks <= 16
+    few = not by_channel and 1 < chunks <= (16 if memory.retention.gates else 4)
     return "associative" if few and "associative" in memory.forms else "chunked"
