@@ -34,12 +34,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from miras_jax import evaluation_record
-from miras_jax.report_runs import RATE
-from miras_jax.training import TrainConfig
+from miras_jax import evals, evaluation_record, export
+from miras_jax.nn import reconfigured
+from miras_jax.report_runs import RATE, read_run
+from miras_jax.training import DivergedError, TrainConfig, train
+from miras_jax.training.checkpoint import find_checkpoint
 
 RESULTS = Path(__file__).resolve().parent.parent / "docs" / "results"
 Settings = dict[str, str]
@@ -122,12 +125,6 @@ def _filled(config: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
 
 def execute(path: Path, settings: Settings, text: str | None, work: Path) -> dict[str, Any]:
     """Trains one model, measures it, and returns its line of the record."""
-    import jax
-
-    from miras_jax.report_runs import read_run
-    from miras_jax.training import DivergedError, train
-    from miras_jax.training.checkpoint import find_checkpoint
-
     study = read_study(path)
     config = call(study.config, settings, text)
     kept = described(config)
@@ -197,22 +194,18 @@ def short(x: float) -> float:
 
 def measure(study: Study, settings: Settings, text: str | None, folder: Path) -> dict[str, dict]:
     """What the study's tasks find of a trained model, by name."""
-    from miras_jax import evals, export
-    from miras_jax.nn import reconfigured
-
-    requests = call(study.tasks, settings, text)
-    if not requests:
+    requests, served = call(study.tasks, settings, text), call(study.served, settings)
+    if not (requests and served):
         return {}
     model, metadata = export.load_model(str(folder))
     vocabulary = export.load_vocabulary_of(str(folder), metadata)
     subject = evals.Subject(vocabulary, packed=bool(metadata.get("packed")))
     evaluators = evals.prepare(requests, subject)
     found = {}
-    for served, changes in call(study.served, settings).items():
+    for name, changes in served.items():
         for each in evaluators:
             result = each.run(reconfigured(model, **changes))
-            name = f"{each.name}, {served}" if served else each.name
-            found[name] = {
+            found[f"{each.name}, {name}" if name else each.name] = {
                 "figures": result.figures,
                 "standard_errors": result.errors,
                 "counts": result.counts,
@@ -226,8 +219,6 @@ def prepare(cores: multiprocessing.Queue, cache: str, parent: int) -> None:
     study's own process ends."""
     os.sched_setaffinity(0, cores.get())
     threading.Thread(target=follow, args=(parent,), daemon=True).start()
-    import jax
-
     jax.config.update("jax_compilation_cache_dir", cache)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 

@@ -1,11 +1,11 @@
 """Language modelling of novels by the byte: nine models, and what four of them are without
 learning while they read.
 
-    python experiments/run_study.py experiments/studies/novels.py --set text=FOLDER --jobs 2
+    python experiments/run_study.py experiments/studies/novels.py --text FOLDER --jobs 2
     miras train experiments/studies/novels.py:memory=yaad,seed=0,text=FOLDER
 
-FOLDER has the folders `train` and `valid`; the study was run on English novels of 1840 to 1920 of
-the ELTeC collection (https://github.com/COST-ELTeC/ELTeC-eng), 27 of them to train and 6 to test.
+FOLDER has the folders `train` and `valid`; it is meant for English novels of 1840 to 1920 of the
+ELTeC collection (https://github.com/COST-ELTeC/ELTeC-eng), 27 of them to train and 6 to test.
 All models have the parameters of Yaad, by the width of their SwiGLU, and read the same bytes in the
 same order. The trained models then read stretches of 16,384 bytes, of 32 times the length that they
 were trained on, with one memory from the first byte to the last.
