@@ -95,8 +95,8 @@ results: $(READY)  ## Write the studies' pages in docs/results from their record
 alignment: $(READY)  ## Write docs/alignment.md from the code and the tests
 	$(BIN)/python docs/alignment.py
 
-docs: $(READY)  ## Run every snippet of the README and the guides
-	$(BIN)/python -m pytest tests/test_docs.py
+docs: $(READY)  ## Run every snippet and command of the README and the guides
+	$(BIN)/python -m pytest tests/test_docs.py -m "docs or not docs"
 
 clean:  ## Remove the environments and everything that was built
 	rm -rf .venv .venv-latest .venv-tpu .venv-cuda build dist *.egg-info \

@@ -33,11 +33,12 @@ _finished = 0
 
 
 def pytest_collection_modifyitems(config, items):
-    """Leaves out the nightly tests, unless they are asked for: also beside another -m."""
-    if "nightly" not in (config.option.markexpr or ""):
-        nightly = [item for item in items if item.get_closest_marker("nightly")]
-        items[:] = [item for item in items if item not in nightly]
-        config.hook.pytest_deselected(items=nightly)
+    """Leaves out what has a target of its own, unless it is asked for: also beside another -m."""
+    for marker in ("nightly", "docs"):
+        if marker not in (config.option.markexpr or ""):
+            left = [item for item in items if item.get_closest_marker(marker)]
+            items[:] = [item for item in items if not item.get_closest_marker(marker)]
+            config.hook.pytest_deselected(items=left)
 
 
 def pytest_runtest_teardown():

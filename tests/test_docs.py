@@ -1,7 +1,8 @@
 """Every snippet and every command of the README and the guides runs.
 
 Python blocks run as they stand. Of the commands, `miras` runs as it stands in a folder of its own,
-in the order of the page; `make` is checked to have the target (running it is CI's work).
+in the order of the page; `make` is checked to have the target (running it is CI's work). The
+commands take minutes: `make docs` runs them, and CI does after the tests.
 """
 
 import os
@@ -42,7 +43,7 @@ def test_python_snippets_run(code, monkeypatch):
     exec(compile(code, "snippet", "exec"), {"__name__": "snippet"})
 
 
-@pytest.mark.slow
+@pytest.mark.docs
 @pytest.mark.parametrize("page", [p for p in PAGES if commands(p)], ids=lambda page: page.stem)
 def test_commands_run(page, tmp_path):
     (tmp_path / "experiments").symlink_to(ROOT / "experiments")

@@ -47,13 +47,11 @@ def _derivatives_on_cpu(memory: Memory, total: int) -> str:
     sums = memory.bias.curvature == 0  # the memory is a decaying sum of the writes
     by_value = "log_value_decay" in memory.retention.gates
     if total == 1:
-        alone = (sums and not by_value) or isinstance(memory.algorithm, Removal)
+        alone = (sums and memory.exact and not by_value) or isinstance(memory.algorithm, Removal)
         return "recurrent" if alone else "chunked"
     if not (sums and memory.exact and type(memory.architecture) is Matrix):
         return "chunked"
-    # A few chunks are faster at once, many one after the other. With a decay per channel a chunk is
-    # dear, and to write it twice as the associative form does gains nothing.
-    chunks = total / memory.chunk_size
-    by_channel = any(gate.per != "head" for gate in memory.retention.gates.values())
-    few = not by_channel and 1 < chunks <= (16 if memory.retention.gates else 4)
+    # A few chunks are faster at once, many one after the other.
+    decays = [gate.per for gate in memory.retention.gates.values()]
+    few = 1 < total / memory.chunk_size <= (16 if decays == ["head"] else 4)
     return "associative" if few and "associative" in memory.forms else "chunked"
