@@ -167,7 +167,10 @@ def train_iterator(
     for number, (part, _) in enumerate(parts):
         sources.append(_source(part, window, masked))
         numbers = grain.MapDataset.range(first, first + len(sources[-1]))
-        orders.append(numbers.seed((seed + number) % 2**32).shuffle().repeat())
+        # Without a number of epochs the length is the largest integer, of which grain cannot count
+        # the batches of one row.
+        epochs = 2**60 // len(sources[-1])
+        orders.append(numbers.seed((seed + number) % 2**32).shuffle().repeat(epochs))
         first += len(sources[-1])
     if len(orders) == 1:
         windows = orders[0]

@@ -42,6 +42,15 @@ def test_seed_decides_the_order() -> None:
     assert indices(stream(seed=1), 10) != indices(stream(seed=2), 10)
 
 
+def test_a_batch_of_one_row_follows_the_same_order() -> None:
+    options = {"window": WINDOW, "batch_size": 1, "seed": 0}
+    flat = np.concatenate(indices(stream(), 3))
+    assert np.concatenate(indices(train_iterator(TOKENS, **options), 12)).tolist() == flat.tolist()
+    parts = [(TOKENS, 2.0), (TOKENS, 1.0)]
+    order = np.concatenate(indices(train_iterator(parts, **options), 60))
+    assert np.sum(order < 23) == 40
+
+
 @pytest.mark.parametrize("step", [0, 1, 7])
 def test_resumes_exactly(step: int) -> None:
     expected = indices(stream(), 12)
