@@ -225,6 +225,13 @@ def novels(runs: Runs) -> tuple[str, Figure]:
             mean, error = found
             times = f"{mean / error:.1f}" if error else MISSING
             controls.append([m, spread(frozen.values()), signed(found), times])
+    long = of_evaluation("long", "bits_per_byte")
+    still = of_evaluation("long, frozen", "bits_per_byte")
+    stretches = [
+        [m, runs.cell(long, memory=m, control="none"), runs.cell(still, memory=m, control="none")]
+        for m in memories
+        if runs.by_seed(long, memory=m, control="none")
+    ]
     entropies = [
         (order, runs.mean(last(f"eval/{order}_bits_per_byte"), memory=memories[0], control="none"))
         for order in ("order0", "order1")
@@ -242,6 +249,12 @@ def novels(runs: Runs) -> tuple[str, Figure]:
         + table(["model", "bits per byte when frozen", "lost by freezing",
                  "lost, in standard errors"], controls)
     )  # fmt: skip
+    if any(row[-1] != MISSING for row in stretches):
+        text += (
+            "\n\nThe models of the first table on stretches of 16,384 bytes, and the same trained"
+            " models with a memory that is frozen only then: bits per byte.\n\n"
+            + table(["model", "one memory", "frozen now"], stretches)
+        )
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     axes = figure.subplots(1, 2, sharey=True)
     for i, memory in enumerate(memories):
@@ -280,9 +293,9 @@ def extrapolation(runs: Runs) -> tuple[str, Figure]:
         lines.append([memory, *(spread(x, ".2f") for x in values)])
     window = learned.records[0]["config"]["data"]["window"]
     text = (
-        f"Models of experiments/studies/novels.py, trained on rows of {window} bytes, read"
-        " stretches of 16,384 bytes with one memory: bits per byte of the bytes from each position"
-        " to the next one.\n\n"
+        novels(runs)[0]
+        + "\n\n## By position\n\nThe same models read stretches of 16,384 bytes with one memory:"
+        " bits per byte of the bytes from each position to the next one.\n\n"
         + table(["model", *(f"{start:,}" for start in starts)], lines)
         + "\n\nThe norm of the memories (mean over heads and blocks), by position, one stretch:\n\n"
     )
@@ -430,7 +443,7 @@ def noise(runs: Runs) -> tuple[str, Figure]:
 PAGES = {
     "mqar": ("mqar", "Recall by width and pairs", mqar),
     "novels": ("novels", "Language modelling by the byte", novels),
-    "extrapolation": ("novels", "Far beyond the length of training", extrapolation),
+    "extrapolation": ("extrapolation", "Far beyond the length of training", extrapolation),
     "choices": ("choices", "Exponents, thresholds, anchors and chunks", choices),
     "noise": ("noise", "Recall of values that are written wrong", noise),
 }

@@ -7,8 +7,9 @@ learning while they read.
 FOLDER has the folders `train` and `valid`; it is meant for English novels of 1840 to 1920 of the
 ELTeC collection (https://github.com/COST-ELTeC/ELTeC-eng), 27 of them to train and 6 to test.
 All models have the parameters of Yaad, by the width of their SwiGLU, and read the same bytes in the
-same order. The trained models then read stretches of 16,384 bytes, of 32 times the length that they
-were trained on, with one memory from the first byte to the last.
+same order, in rows of 2,048: in rows of 512 there is little that a memory could learn
+(experiments/studies/extrapolation.py). Each trained model then reads stretches of 16,384 bytes with
+one memory, and four of them once more with a memory that stays as it was before the first byte.
 """
 
 import dataclasses
@@ -26,19 +27,19 @@ from miras_jax.training import (
 )
 
 MODELS = (
-    "deltanet",
     "gated_deltanet",
+    "yaad",
+    "moneta",
+    "memora",
+    "deltanet",
     "mamba2",
     "ttt_mlp",
     "titans",
-    "moneta",
-    "yaad",
-    "memora",
     "transformer",
 )
 CONTROLLED = ("gated_deltanet", "yaad", "moneta", "memora")
-STEPS = 300
-SHAPE = {"dim": 128, "depth": 2, "heads": 4, "remat": False}
+STEPS = 400
+SHAPE = {"dim": 64, "depth": 2, "heads": 1, "remat": False}
 
 
 @functools.cache
@@ -62,14 +63,14 @@ def config(
         data=DataConfig(
             source=f"{text}/train",
             validation=f"{text}/valid",
-            window=512,
-            batch_size=4,
+            window=2048,
+            batch_size=2,
             seed=int(seed),
         ),
         optimizer=OptimizerConfig(learning_rate=float(learning_rate), warmup_steps=40),
         evaluation=EvaluationConfig(every=STEPS // 4, batches=32, sample_tokens=0),
         checkpoint=CheckpointConfig(every=STEPS),
-        log=LogConfig(every=STEPS // 16),
+        log=LogConfig(every=STEPS // 20),
         steps=STEPS,
         seed=int(seed),
         directory=f"runs/novels/{memory}-{control or 'none'}-{seed}",
@@ -80,12 +81,12 @@ def tasks(memory: str, control: str, seed: str, text: str = "data/novels") -> tu
     """What is measured when a model is trained."""
     if control != "none":
         return ()
-    path = f"perplexity:{text}/valid,length=16384,positions"
-    # Norms are read token by token, which takes long.
-    norms = (
-        (f"{path},limit=1,memory,name=norms",) if seed == "0" and memory != "transformer" else ()
-    )
-    return (f"{path},limit=16,name=long", *norms)
+    return (f"perplexity:{text}/valid,length=16384,limit=4,name=long",)
+
+
+def served(memory: str, control: str, seed: str) -> dict[str, dict[str, str]]:
+    """The changes of its model's configuration under which it is measured."""
+    return {"": {}, **({"frozen": {"control": "frozen"}} if memory in CONTROLLED else {})}
 
 
 SEEDS = ("0", "1", "2")
