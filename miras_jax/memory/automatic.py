@@ -52,6 +52,5 @@ def _derivatives_on_cpu(memory: Memory, total: int) -> str:
     if not (sums and memory.exact and type(memory.architecture) is Matrix):
         return "chunked"
     # A few chunks are faster at once, many one after the other.
-    decays = [gate.per for gate in memory.retention.gates.values()]
-    few = 1 < total / memory.chunk_size <= (16 if decays == ["head"] else 4)
+    few = 1 < total / memory.chunk_size <= (16 if memory.retention.gates else 4)
     return "associative" if few and "associative" in memory.forms else "chunked"
