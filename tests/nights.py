@@ -9,6 +9,8 @@ OF_A_KIND = (
     *("yaad", "gated_deltanet", "transformer", "gla", "longhorn", "rwkv7", "delta_product"),
     *("mesanet", "titans", "moneta", "memora", "lact", "ttt_mlp"),
 )
+# Those of them that differ most, where a case takes seconds.
+FEW = ("yaad", "gated_deltanet", "transformer", "rwkv7", "mesanet", "memora", "lact", "ttt_mlp")
 
 
 def nightly_but(cases: Iterable, kept: Collection) -> list:

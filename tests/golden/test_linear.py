@@ -5,6 +5,7 @@ import pytest
 
 import miras_jax.memory as mm
 from tests.golden.case import FORMS, TOLERANCES, Family, check, memorize
+from tests.nights import nightly_but
 
 CHUNK = 16  # two or three chunks in a file, and documents that begin inside one
 FILES = {
@@ -145,7 +146,7 @@ def forms(name):
     ("name", "form", "dtype"),
     # In float32 one form alone, as for the deep memories: their sums differ in their order.
     [(name, form, "float64") for name in CASES for form in forms(name)]
-    + [(name, forms(name)[-1], "float32") for name in CASES],
+    + nightly_but([(name, forms(name)[-1], "float32") for name in CASES], []),
 )
 def test_golden(shared, x64, name, form, dtype):
     check(shared, FAMILIES, name, form, dtype, TOLERANCES[dtype])

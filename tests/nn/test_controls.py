@@ -12,6 +12,7 @@ from flax import nnx
 from miras_jax import zoo
 from miras_jax.nn import LanguageModel, ModelConfig, reconfigured
 from miras_jax.nn.controls import Control, controlled
+from tests.nights import OF_A_KIND, nightly_but
 
 CONFIG = ModelConfig(dim=16, depth=2, heads=2, vocab_size=32, ff_dim=16, chunk_size=4)
 TOKENS = jnp.asarray(np.random.default_rng(0).integers(0, 32, (2, 11)))
@@ -104,7 +105,9 @@ def test_refusals(name, control, message):
         dataclasses.replace(CONFIG, memory=name, chunk_size=None, control=control)
 
 
-@pytest.mark.parametrize("name", [n for n in zoo.names() if n not in ATTENTION])
+@pytest.mark.parametrize(
+    "name", nightly_but([n for n in zoo.names() if n not in ATTENTION], OF_A_KIND)
+)
 def test_every_memory_can_read_the_starts_of_its_chunks(name):
     depth = 2 if zoo.row(name).block == "hybrid" else 1
     config = dataclasses.replace(

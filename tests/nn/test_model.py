@@ -11,7 +11,7 @@ from flax import nnx
 import miras_jax as mj
 from miras_jax.nn import LanguageModel, ModelConfig, generate
 from miras_jax.nn.generation import prefill, sample
-from tests.nights import OF_A_KIND, nightly_but
+from tests.nights import FEW, OF_A_KIND, nightly_but
 
 # The models that mix by attention too have tests of their own.
 NAMES = [row.name for row in mj.zoo.table() if row.block == "memory"]
@@ -41,7 +41,7 @@ def tokens_of(batch: int, total: int) -> jax.Array:
 read = jax.jit(lambda model, *args: model(*args))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", nightly_but(NAMES, OF_A_KIND))
 def test_prefill_and_decode_give_the_logits_of_the_whole_text(name):
     """A text far longer than a chunk, in pieces and by the token; no token sees a later one."""
     model, tokens = model_of(name), tokens_of(2, 24)
@@ -64,7 +64,7 @@ def test_prefill_and_decode_give_the_logits_of_the_whole_text(name):
 @pytest.mark.parametrize(
     ("name", "rotary"),
     [
-        *nightly_but([(name, None) for name in NAMES], [(name, None) for name in OF_A_KIND]),
+        *nightly_but([(name, None) for name in NAMES], [(name, None) for name in FEW]),
         ("yaad", True),
         ("transformer", False),
     ],
