@@ -9,6 +9,7 @@ mean of these differences.
 """
 
 import argparse
+import dataclasses
 import itertools
 import math
 import statistics
@@ -40,6 +41,15 @@ class Runs:
         present = {record["settings"][name] for record in self.records}
         return [x for x in dict.fromkeys(run[name] for run in self.study.runs) if x in present]
 
+    def only(self, **settings: str) -> "Runs":
+        """The part of the study with these settings."""
+
+        def fits(run: dict[str, str]) -> bool:
+            return settings.items() <= run.items()
+
+        study = dataclasses.replace(self.study, runs=list(filter(fits, self.study.runs)))
+        return Runs(study, [record for record in self.records if fits(record["settings"])])
+
     def by_seed(self, figure: Callable[[dict], float | None], **settings: str) -> dict[str, float]:
         """The figure of the runs with these settings, by seed; without those that have none."""
         found: dict[str, float] = {}
@@ -57,8 +67,7 @@ class Runs:
         return [
             record
             for record in self.records
-            if "diverged" not in record
-            and all(record["settings"].get(name) == value for name, value in settings.items())
+            if "diverged" not in record and settings.items() <= record["settings"].items()
         ]
 
     def cell(self, figure: Callable, form: str = ".3f", **settings: str) -> str:
@@ -284,24 +293,22 @@ def signed(found: tuple[float, float] | None) -> str:
 
 def extrapolation(runs: Runs) -> tuple[str, Figure]:
     """Bits per byte and norms by position, far beyond the length of training."""
-    learned = Runs(runs.study, [r for r in runs.records if r["settings"]["control"] == "none"])
-    memories = [m for m in learned.values("memory") if _curve(learned, m, "long")]
-    starts = _curve(learned, memories[0], "long")[0]["start"]
+    memories = [m for m in runs.values("memory") if _curve(runs, m, "long")]
+    starts = _curve(runs, memories[0], "long")[0]["start"]
     lines = []
     for memory in memories:
-        values = zip(*(c["bits_per_byte"] for c in _curve(learned, memory, "long")), strict=True)
+        values = zip(*(c["bits_per_byte"] for c in _curve(runs, memory, "long")), strict=True)
         lines.append([memory, *(spread(x, ".2f") for x in values)])
-    window = learned.records[0]["config"]["data"]["window"]
+    window = runs.records[0]["config"]["data"]["window"]
     text = (
-        novels(runs)[0]
-        + "\n\n## By position\n\nThe same models read stretches of 16,384 bytes with one memory:"
-        " bits per byte of the bytes from each position to the next one.\n\n"
+        f"Models that were trained on rows of {window} bytes read stretches of 16,384 bytes with"
+        " one memory: bits per byte of the bytes from each position to the next one.\n\n"
         + table(["model", *(f"{start:,}" for start in starts)], lines)
         + "\n\nThe norm of the memories (mean over heads and blocks), by position, one stretch:\n\n"
     )
     norms = []
     for memory in memories:
-        found = _curve(learned, memory, "norms")
+        found = _curve(runs, memory, "norms")
         if found:
             blocks = [[statistics.fmean(x) for x in zip(*c["memory_norm"], strict=True)]
                       for c in found]  # fmt: skip
@@ -311,10 +318,10 @@ def extrapolation(runs: Runs) -> tuple[str, Figure]:
     axes = figure.subplots(1, 2)
     places = [max(start, 32) for start in starts]
     for i, memory in enumerate(memories):
-        curves = _curve(learned, memory, "long")
+        curves = _curve(runs, memory, "long")
         values = zip(*(c["bits_per_byte"] for c in curves), strict=True)
         draw(axes[0], list(zip(places, map(list, values), strict=True)), f"C{i}", "-", memory)
-        for c in _curve(learned, memory, "norms")[:1]:
+        for c in _curve(runs, memory, "norms")[:1]:
             means = [statistics.fmean(x) for x in zip(*c["memory_norm"], strict=True)]
             axes[1].plot(places[: len(means)], means, color=f"C{i}", marker=".", lw=1)
     axes[0].set(ylabel="bits per byte")
@@ -441,18 +448,28 @@ def noise(runs: Runs) -> tuple[str, Figure]:
 
 
 PAGES = {
-    "mqar": ("mqar", "Recall by width and pairs", mqar),
-    "novels": ("novels", "Language modelling by the byte", novels),
-    "extrapolation": ("extrapolation", "Far beyond the length of training", extrapolation),
-    "choices": ("choices", "Exponents, thresholds, anchors and chunks", choices),
-    "noise": ("noise", "Recall of values that are written wrong", noise),
-}
-"""By page the study, the title, and the function that makes text and plot."""
+    "mqar": ("mqar", "Recall by width and pairs", mqar, {}),
+    "novels": ("novels", "Language modelling by the byte", novels, {"window": "2048"}),
+    "extrapolation": (
+        "novels", "Far beyond the length of training", extrapolation, {"window": "512"}
+    ),
+    "choices": ("choices", "Exponents, thresholds, anchors and chunks", choices, {}),
+    "noise": ("noise", "Recall of values that are written wrong", noise, {}),
+}  # fmt: skip
+"""By page the study, the title, the function that makes text and plot, and the settings of the
+runs that it is about."""
+
+
+def runs_of(name: str, results: Path = RESULTS) -> Runs:
+    """The runs that a page is about, from the record in a folder."""
+    study, _, _, settings = PAGES[name]
+    records = read_records(results / f"{study}.jsonl")
+    return Runs(read_study(STUDIES / f"{study}.py"), records).only(**settings)
 
 
 def page(name: str, runs: Runs) -> tuple[str, Figure]:
     """The text of a page and its plot."""
-    _, title, make = PAGES[name]
+    _, title, make, _ = PAGES[name]
     text, figure = make(runs)
     parts = [f"# {title}", runs.study.about, about(runs), text, f"![{title}]({name}.png)"]
     return "\n\n".join(parts) + "\n", figure
@@ -462,15 +479,15 @@ def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the records")
     args = parser.parse_args(words)
-    for name, (study, *_) in PAGES.items():
-        records = read_records(args.results / f"{study}.jsonl")
-        if not records:
-            print(f"{name}: no runs of experiments/studies/{study}.py yet")
+    for name in PAGES:
+        runs = runs_of(name, args.results)
+        if not runs.records:
+            print(f"{name}: no runs of experiments/studies/{runs.study.name}.py yet")
             continue
-        text, figure = page(name, Runs(read_study(STUDIES / f"{study}.py"), records))
+        text, figure = page(name, runs)
         (args.results / f"{name}.md").write_text(text)
         figure.savefig(args.results / f"{name}.png", dpi=100)
-        print(f"{name}: {len(records)} runs")
+        print(f"{name}: {len(runs.records)} runs")
 
 
 if __name__ == "__main__":

@@ -159,7 +159,7 @@ def made_up(study) -> list[dict]:
 
 @pytest.mark.parametrize("name", study_pages.PAGES)
 def test_pages_of_made_up_runs(name):
-    study = run_study.read_study(study_pages.STUDIES / f"{study_pages.PAGES[name][0]}.py")
+    study = study_pages.runs_of(name).study
     records = made_up(study)
     assert all(run_study.is_of(record, study) for record in records)
     text, figure = study_pages.page(name, study_pages.Runs(study, records))
@@ -182,11 +182,10 @@ def test_pages_of_made_up_runs(name):
 
 @pytest.mark.parametrize("name", study_pages.PAGES)
 def test_pages_say_what_the_records_say(name):
-    study = study_pages.PAGES[name][0]
-    if not (records := run_study.read_records(RESULTS / f"{study}.jsonl")):
-        pytest.skip(f"no runs of the study {study} yet")
-    runs = study_pages.Runs(run_study.read_study(study_pages.STUDIES / f"{study}.py"), records)
+    runs = study_pages.runs_of(name)
+    if not runs.records:
+        pytest.skip(f"no runs of the study {runs.study.name} yet")
     text, _ = study_pages.page(name, runs)
     assert (RESULTS / f"{name}.md").read_text() == text
     assert (RESULTS / f"{name}.png").exists()
-    assert all(run_study.is_of(record, runs.study) for record in records)
+    assert all(run_study.is_of(record, runs.study) for record in runs.records)
