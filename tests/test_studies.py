@@ -188,4 +188,11 @@ def test_pages_say_what_the_records_say(name):
     text, _ = study_pages.page(name, runs)
     assert (RESULTS / f"{name}.md").read_text() == text
     assert (RESULTS / f"{name}.png").exists()
-    assert all(run_study.is_of(record, runs.study) for record in runs.records)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_records_are_of_runs_as_the_study_has_them(path):
+    if not (records := run_study.read_records(RESULTS / f"{path.stem}.jsonl")):
+        pytest.skip(f"no runs of the study {path.stem} yet")
+    study = run_study.read_study(path)
+    assert all(run_study.is_of(record, study) for record in records)

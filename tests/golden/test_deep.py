@@ -196,10 +196,7 @@ def tolerance(name, dtype):
     ("form", "dtype"),
     # In float32 the chunked form alone: the forms differ in the order of their sums, and a compile
     # of a deep memory takes seconds.
-    [
-        *((form, "float64") for form in FORMS),
-        pytest.param("chunked", "float32", marks=pytest.mark.nightly),
-    ],
+    [*((form, "float64") for form in FORMS), ("chunked", "float32")],
 )
 @pytest.mark.parametrize("name", CASES)
 def test_golden(shared, x64, name, form, dtype):

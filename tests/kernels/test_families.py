@@ -17,7 +17,6 @@ import kernels_pallas
 import miras_jax as mj
 from kernels_pallas import dispatch, read
 from tests.cases import apply, case, close, memory_of, weigh
-from tests.nights import nightly_but
 
 FAMILIES = {
     "gated linear attention": "linear_attention retnet lightning_attention gla mamba2 hgrn2",
@@ -25,9 +24,6 @@ FAMILIES = {
     "deep memory": "ttt_mlp titans moneta yaad memora",
 }
 ROWS = [(family, name) for family, names in FAMILIES.items() for name in names.split()]
-NAMES = [name for _, name in ROWS]
-# A row for each way through the kernels; the others differ in the gates that they are given.
-KEPT = "linear_attention gla mamba2 deltanet gated_deltanet kda rwkv7 titans yaad memora".split()
 SINGLE = 2e-5
 """float32 sums of a few tens of terms, through the inner gradients, relative to the largest entry.
 Under float64 the forms agree to 1e-11 (test_contract), so what is left is rounding."""
@@ -57,9 +53,7 @@ def pulled(memory, form, inputs, params, state, segment_ids):
     return only_floats(out), only_floats(gradients)
 
 
-@pytest.mark.parametrize(
-    ("family", "name"), nightly_but(ROWS, [row for row in ROWS if row[1] in KEPT]), ids=NAMES
-)
+@pytest.mark.parametrize(("family", "name"), ROWS, ids=[name for _, name in ROWS])
 def test_kernel_equals_recurrent(family, name):
     memory = memory_of(name)
     assert dispatch.family(memory) == family

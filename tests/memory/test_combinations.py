@@ -49,7 +49,7 @@ from miras_jax.memory import (
 from tests import laws
 from tests.cases import case
 
-EXAMPLES = int(os.environ.get("MIRAS_EXAMPLES", "8"))
+EXAMPLES = int(os.environ.get("MIRAS_EXAMPLES", "12"))
 SETTINGS = settings(
     derandomize=True,
     database=None,

@@ -47,7 +47,7 @@ def tokens_of(rows, total):
         ("transformer", 4, 8, (2, 1, 2, 2)),
         ("yaad", 8, 8, (1, 2, 2, 2)),
         ("yaad_h", 4, 16, (1, 1, 4, 1)),
-        pytest.param("titans_mag", 4, 16, (2, 2, 2, 1), marks=pytest.mark.nightly),
+        ("titans_mag", 4, 16, (2, 2, 2, 1)),
         pytest.param("titans_mac", 4, 8, (1, 1, 2, 1), marks=pytest.mark.slow),
     ],
 )

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from miras_jax.training import MeshConfig, train
-from tests.nights import nightly_but
 from tests.training.job import (
     ROOT,
     ended,
@@ -95,7 +94,7 @@ def test_sigterm_to_one_stops_both_at_the_same_step(tmp_path, single):
     assert_same_run(records(config), single)
 
 
-@pytest.mark.parametrize("victim", nightly_but([0, 1], [1]))
+@pytest.mark.parametrize("victim", [0, 1])
 def test_a_killed_process_ends_the_other_and_the_run_goes_on(tmp_path, single, victim):
     config = toy(tmp_path)
     ends = run(tmp_path, "--processes.lost-after", "5", hurt={victim: "6 SIGKILL"})
@@ -120,7 +119,7 @@ def test_a_killed_process_ends_the_other_and_the_run_goes_on(tmp_path, single, v
         assert_same_run(records(config), single)
 
 
-@pytest.mark.parametrize("victim", nightly_but([0, 1], [1]))
+@pytest.mark.parametrize("victim", [0, 1])
 def test_an_error_of_one_process_ends_both_with_its_words(tmp_path, victim):
     toy(tmp_path)
     ends = run(tmp_path, hurt={victim: "3 OSError"})
