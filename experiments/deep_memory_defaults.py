@@ -1,9 +1,12 @@
-"""Variants of the deep memories beside the zoo's defaults, at the size of the quick start.
+"""Variants of the deep memories beside the zoo's defaults, on text and in recall.
 
     miras train experiments/deep_memory_defaults.py --model.memory NAME --directory runs/NAME
+    miras train experiments/deep_memory_defaults.py:on=recall --model.memory NAME --directory runs/NAME
 
-NAME is a model of the zoo or one of the variants below. About three minutes a run on two CPU
-cores; docs/decisions/deep-memory-defaults.md holds what they reached.
+NAME is a model of the zoo or one of the variants below. The text is the quick start's, at its size:
+about three minutes a run on two CPU cores. Recall is of four pairs that stand in 16 tokens (MQAR),
+by two blocks of one memory of width 64 with chunks of 8 tokens: about two minutes.
+docs/decisions/deep-memory-defaults.md holds what they reached.
 """
 
 import dataclasses
@@ -12,14 +15,28 @@ from pathlib import Path
 
 from miras_jax import zoo
 from miras_jax.memory import KL, Gate, GradientDescent, Huber, L2Decay, Lq, log_decay
+from miras_jax.nn import ModelConfig
+from miras_jax.training import (
+    CheckpointConfig,
+    DataConfig,
+    EvaluationConfig,
+    LogConfig,
+    OptimizerConfig,
+    TrainConfig,
+)
+from miras_jax.zoo import LayerOptions
 
 
-def variant(name: str, of: str, **choices) -> None:
-    """A model of the zoo with some of its memory's choices replaced."""
+def variant(name: str, of: str, layer: LayerOptions | None = None, **choices) -> None:
+    """A model of the zoo with some of its memory's choices, or its layer, replaced."""
     row = zoo.row(of)
-    zoo.register(
-        dataclasses.replace(row, name=name, memory=dataclasses.replace(row.memory, **choices))
-    )
+    memory = dataclasses.replace(row.memory, **choices)
+    zoo.register(dataclasses.replace(row, name=name, memory=memory, layer=layer or row.layer))
+
+
+def step(initial: float) -> GradientDescent:
+    """Normalised gradient descent with this step at first."""
+    return GradientDescent(step=Gate(initial=initial), normalized=True)
 
 
 plain = GradientDescent(step=zoo.get("yaad").algorithm.step)
@@ -27,9 +44,47 @@ zero = L2Decay(anchor="zero")
 variant("yaad_switch", "yaad", bias=Huber(kind="switch"))
 variant("yaad_plain", "yaad", retention=zero, algorithm=plain)
 variant("moneta_dual", "moneta", retention=Lq(form="dual", decay=log_decay()), read="chunk")
-double = GradientDescent(step=Gate(initial=0.1), normalized=True)
-variant("moneta_double_step", "moneta", algorithm=double)
-variant("memora_signed", "memora", retention=KL(signed=True, decay=log_decay()))
+# The defaults until values had a size: what a projection gives, and steps that suit that.
+free = LayerOptions()
+variant("moneta_free", "moneta", free, algorithm=step(0.05))
+variant("yaad_free", "yaad", free, algorithm=step(0.1), bias=Huber())
+positive = KL(decay=log_decay())
+variant("memora_free", "memora", free, algorithm=step(0.1), retention=positive, read="chunk")
+variant("titans_free", "titans", free)
+# One thing of today's Memora apart.
+variant("memora_positive", "memora", retention=positive)
+variant("memora_stale", "memora", read="chunk")
+# Today's Yaad with the step it had.
+variant("yaad_small", "yaad", algorithm=step(0.1))
 
 quickstart = runpy.run_path(str(Path(__file__).with_name("quickstart.py")))["config"]
-config = dataclasses.replace(quickstart, directory="runs/deep_memory_defaults")
+
+
+def config(on: str = "text") -> TrainConfig:
+    """The quick start's text, or recall."""
+    directory = "runs/deep_memory_defaults"
+    if on == "text":
+        return dataclasses.replace(quickstart, directory=directory)
+    return TrainConfig(
+        model=ModelConfig(
+            memory="yaad",
+            vocab_size=32,
+            dim=64,
+            depth=2,
+            heads=1,
+            ff_dim=64,
+            chunk_size=8,
+            remat=False,
+        ),
+        data=DataConfig(
+            source="task:mqar,pairs=4,vocab_size=32,random_non_queries=False",
+            window=16,
+            batch_size=64,
+        ),
+        optimizer=OptimizerConfig(learning_rate=5e-3, warmup_steps=20),
+        evaluation=EvaluationConfig(every=50, batches=8),
+        checkpoint=CheckpointConfig(every=1000),
+        log=LogConfig(every=10),
+        steps=300,
+        directory=directory,
+    )

@@ -107,6 +107,11 @@ def chunk_step(
         layer, a0 = layers[name], initial[name]
         if layer.frozen:
             return layer.apply(x, a0)
+        if retention.tangent:
+            along = retention.slope(x, layer)
+            y = la.read_change(layer, along, memories[name], coefs[name], docs.fresh, packed)
+            y -= la.read_writes(layer, along, u[name], d[name], coefs[name])
+            return linear_at(start)(name, x) + y
         y = la.read_start(layer, x, memories[name], coefs[name], packed)
         y -= la.read_writes(layer, x, u[name], d[name], coefs[name])
         if algorithm.lift is not None:

@@ -110,7 +110,7 @@ def _architecture(memory) -> Iterator[str]:
 
 def _retention(memory) -> Iterator[str]:
     retention, algorithm = memory.retention, memory.algorithm
-    if memory.read == "token" and not retention.scalar_link:
+    if memory.read == "token" and not (retention.scalar_link or retention.tangent):
         yield (
             f"{type(retention).__name__} keeps what is no multiple of the accumulator, so a "
             "chunk cannot read between its writes: choose read='chunk' or 'commit'."

@@ -107,8 +107,7 @@ def formed(
       layers: all, those that are never written included.
       initial: A_0 by layer; of those their weights.
       weights: the accumulators to read.
-      scales: accumulators at which the link was last renewed, for a link that scales; None renews
-        it.
+      scales: accumulators at which the link was last renewed; None renews it.
     """
 
     def linear(name: str, x: jax.Array) -> jax.Array:
@@ -117,7 +116,7 @@ def formed(
             return layer.apply(x, a0)
         if scales is None:
             return layer.apply(x, retention.link(weights[name], a0, layer))
-        return layer.apply(x, weights[name] * retention.factor(scales[name], a0))
+        return layer.apply(x, retention.within(weights[name], scales[name], a0, layer))
 
     return linear
 
@@ -199,6 +198,28 @@ def read_start(
 
     y = memory.sum(apply, c, packed)
     return y if memory.anchor is None else y + layer.apply(x, memory.anchor)
+
+
+def read_change(
+    layer: Layer,
+    x: jax.Array,
+    memory: LayerMemory,
+    c: LayerCoefficients,
+    fresh: jax.Array,
+    packed: bool,
+) -> jax.Array:
+    """`x_t (A_t - A_s)` `[C, outputs]` without the chunk's own writes, A_s at the chunk's start or,
+    where `fresh` `[C, 1]`, at that of a document that began inside it. Decays have no key axis."""
+    old = c.outputs
+    change = old._replace(
+        carry=jnp.where(fresh, old.carry, old.carry - 1),
+        fresh=jnp.where(fresh, old.fresh - 1, old.fresh),
+    )
+
+    def apply(inputs, outputs, matrix):
+        return outputs * layer.apply(x, matrix)
+
+    return memory.sum(apply, LayerCoefficients(None, change), packed)
 
 
 def scores(x: jax.Array, u: jax.Array, c: LayerCoefficients) -> jax.Array:

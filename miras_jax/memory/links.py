@@ -94,6 +94,10 @@ class KL(Retention):
     constant that the logarithm drops, as long as the decay is constant along its axis: a decay
     per key channel is refused.
 
+    Inside a chunk W is linear in A, `W_t = link(A_s) + c / n (A_t - A_s)` less the mean over the n
+    inputs (signed: with that mean), A_s at the chunk's start; the softmax is taken again at the
+    chunk's end (Miras section 5.4).
+
     Attributes:
       scale: c is `scale * std * inputs` with the layer's own standard deviation, so that a layer
         of near uniform logits has entries of that size.
@@ -115,6 +119,12 @@ class KL(Retention):
     identity = False
     over_inputs = True
     scalar_link = False
+    tangent = True
+
+    def slope(self, x, layer):
+        if not self.signed:
+            x = x - jnp.mean(x, axis=-1, keepdims=True)
+        return self.gain(layer) * x
 
     def link(self, a, a0, layer):
         c = self.gain(layer) * layer.inputs

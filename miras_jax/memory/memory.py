@@ -69,8 +69,8 @@ class Memory:
         start (Miras section 5.4). It is part of the model: train and serve at the same size. Only
         an `exact` memory is the same function at every size.
       read: "token", each token reads the memory after its own write (within a chunk under the
-        link's factor at the chunk's start); "chunk", every token reads the chunk's start, for
-        links that are no multiple of the accumulator; "commit" the same but for the chunk's last
+        link's factor, or along its tangent, at the chunk's start); "chunk", every token reads the
+        chunk's start, for links that have neither; "commit" the same but for the chunk's last
         token, which reads what the chunk has made (with a chunk of one token, its own write).
       gradient: "exact", every gradient is taken at the memory of its own token, which a linear
         memory with an affine bias can do in chunks by a triangular solve; "chunk", at the chunk's

@@ -47,6 +47,8 @@ class Retention:
     """True if the weights are the accumulator."""
     commits = False
     """True if the end of a chunk changes the accumulator."""
+    tangent = False
+    """True if tokens inside a chunk read `link(A_s) + slope(A_t - A_s)`, A_s the chunk's start."""
     over_inputs = False
     """True if the gate couples the inputs of each output, which a diagonal layer has not."""
     needs_start = False
@@ -86,6 +88,18 @@ class Retention:
     def link(self, a: jax.Array, a0: jax.Array, layer: Layer) -> jax.Array:
         """W = link(A) for accumulator A and initial accumulator A_0, both `[..., in, out]`."""
         return a * self.factor(a, a0)
+
+    def slope(self, x: jax.Array, layer: Layer) -> jax.Array:
+        """`x G` for x `[..., inputs]`, G the mean derivative of W by A over weights like those at
+        the start: what a gate with a `tangent` reads a change of A with."""
+        raise NotImplementedError(f"{type(self).__name__} has no tangent.")
+
+    def within(self, a: jax.Array, start: jax.Array, a0: jax.Array, layer: Layer) -> jax.Array:
+        """W as tokens inside a chunk read it, linear in A: for accumulator A, A_s at the chunk's
+        start and the initial A_0."""
+        if self.tangent:
+            return self.link(start, a0, layer) + self.slope((a - start).mT, layer).mT
+        return a * self.factor(start, a0)
 
     def commit(self, a: jax.Array, start: jax.Array, a0: jax.Array, layer: Layer) -> jax.Array:
         """The accumulator that the next chunk starts from, for the one at this chunk's end, the

@@ -162,6 +162,8 @@ class MemoryLayer(nnx.Module):
         q, k, v = inputs["q"], inputs["k"], inputs["v"]
         if options.normalize:
             q, k = unit(q), unit(k)
+        if options.normalize_values:
+            v = v.shape[-1] ** 0.5 * unit(v)
         if options.rotary:
             positions = place if options.rotary_within == "chunk" else context.positions
             q, k = (rotate(z, positions, self.config.rotary_base) for z in (q, k))

@@ -6,12 +6,12 @@
 M(x) = x + LN(W_2 gelu(W_1 x)); the link is renewed at the chunk's end (section 5.4). Departs (the
 runs are in docs/decisions/deep-memory-defaults.md): the printed link A / |A|_q^(q-2) is normalised
 by the start's norm; decay towards the learned start; steps divided by the squared norm of a layer's
-input; gates per head; no rotary
-positions unless `model.rotary` says so (the paper has them on).
+input; values of unit size; gates per head; no rotary positions unless `model.rotary` says so (the
+paper has them on).
 """
 
 from miras_jax.memory import MLP, Gate, GradientDescent, Lp, Lq, Memory, log_decay
-from miras_jax.zoo.row import Row, equations
+from miras_jax.zoo.row import LayerOptions, Row, equations
 
 ROW = Row(
     name="moneta",
@@ -19,9 +19,10 @@ ROW = Row(
         architecture=MLP(),
         bias=Lp(p=3.0),
         retention=Lq(q=4.0, decay=log_decay()),
-        algorithm=GradientDescent(step=Gate(initial=0.05), normalized=True),
+        algorithm=GradientDescent(step=Gate(initial=0.1), normalized=True),
         chunk_size=16,
     ),
+    layer=LayerOptions(normalize_values=True),
     architecture="MLP of 2 layers",
     bias="lp, p = 3",
     retention="lq, q = 4",

@@ -100,6 +100,8 @@ class LayerOptions:
         `[B, T, H, channels]`) and, with an output gate, "gate" `[B, T, H, V]` to a dict with at
         least "q", "k", "v" and the memory's gates.
       normalize: l2-normalises q and k of every head.
+      normalize_values: divides v of every head by the root of its mean square, so that its entries
+        are of the size that a memory with a LayerNorm predicts.
       rotary: rotary positions on q and k.
       rotary_within: what they count from, the start of the document or of the chunk.
       scale_query: multiplies q by K^-0.5.
@@ -123,6 +125,7 @@ class LayerOptions:
     streams: tuple[Stream, ...] | None = None
     prepare: Callable[[Inputs, Facts], Inputs] = keep
     normalize: bool = True
+    normalize_values: bool = False
     rotary: bool = False
     rotary_within: Literal["document", "chunk"] = "document"
     scale_query: bool = False

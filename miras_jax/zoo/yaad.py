@@ -7,22 +7,23 @@
 M(x) = x + LN(W_2 gelu(W_1 x)), gradients at the chunk's start. Departs (the runs are in
 docs/decisions/deep-memory-defaults.md): the continuous Huber gradient of Eq. 15 instead of the
 printed switch of Eq. 16, which jumps by sqrt(V) at the threshold (`Huber(kind="switch")`); decay
-towards the learned start; steps divided by the squared norm of a layer's input; gates per head; no
-rotary positions unless `model.rotary` says so (the paper has them on).
+towards the learned start; steps divided by the squared norm of a layer's input; values of unit size;
+gates per head; no rotary positions unless `model.rotary` says so (the paper has them on).
 """
 
 from miras_jax.memory import MLP, Gate, GradientDescent, Huber, L2Decay, Memory
-from miras_jax.zoo.row import Row, equations
+from miras_jax.zoo.row import LayerOptions, Row, equations
 
 ROW = Row(
     name="yaad",
     memory=Memory(
         architecture=MLP(),
-        bias=Huber(),
+        bias=Huber(threshold=Gate(activation="softplus", initial=8.0)),
         retention=L2Decay(),
-        algorithm=GradientDescent(step=Gate(initial=0.1), normalized=True),
+        algorithm=GradientDescent(step=Gate(initial=0.5), normalized=True),
         chunk_size=16,
     ),
+    layer=LayerOptions(normalize_values=True),
     architecture="MLP of 2 layers",
     bias="Huber",
     retention="l2 decay",
