@@ -39,23 +39,23 @@ def step(initial: float) -> GradientDescent:
     return GradientDescent(step=Gate(initial=initial), normalized=True)
 
 
-plain = GradientDescent(step=zoo.get("yaad").algorithm.step)
-zero = L2Decay(anchor="zero")
-variant("yaad_switch", "yaad", bias=Huber(kind="switch"))
-variant("yaad_plain", "yaad", retention=zero, algorithm=plain)
-variant("moneta_dual", "moneta", retention=Lq(form="dual", decay=log_decay()), read="chunk")
-# The defaults until values had a size: what a projection gives, and steps that suit that.
-free = LayerOptions()
+# Values as the projection gives them, with the steps that suit these: the defaults of 2026-11-20.
+free, positive = LayerOptions(), KL(decay=log_decay())
 variant("moneta_free", "moneta", free, algorithm=step(0.05))
 variant("yaad_free", "yaad", free, algorithm=step(0.1), bias=Huber())
-positive = KL(decay=log_decay())
 variant("memora_free", "memora", free, algorithm=step(0.1), retention=positive, read="chunk")
 variant("titans_free", "titans", free)
-# One thing of today's Memora apart.
+# One thing of these changed.
+plain = GradientDescent(step=Gate(initial=0.1))
+variant("yaad_switch", "yaad_free", bias=Huber(kind="switch"))
+variant("yaad_plain", "yaad_free", retention=L2Decay(anchor="zero"), algorithm=plain)
+variant("moneta_dual", "moneta_free", retention=Lq(form="dual", decay=log_decay()), read="chunk")
+variant("moneta_double_step", "moneta_free", algorithm=step(0.1))
+variant("memora_signed", "memora_free", retention=KL(signed=True, decay=log_decay()))
+# One thing of today's defaults changed.
+variant("yaad_small", "yaad", algorithm=step(0.1))
 variant("memora_positive", "memora", retention=positive)
 variant("memora_stale", "memora", read="chunk")
-# Today's Yaad with the step it had.
-variant("yaad_small", "yaad", algorithm=step(0.1))
 
 quickstart = runpy.run_path(str(Path(__file__).with_name("quickstart.py")))["config"]
 

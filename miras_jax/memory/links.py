@@ -136,8 +136,13 @@ class KL(Retention):
         plus, minus = jnp.exp(a - top), jnp.exp(-a - top)
         return c * (plus - minus) / jnp.sum(plus + minus, axis=-2, keepdims=True)
 
+    def start(self, parameter, layer):
+        """Logits of unit size from a parameter of the size of the weights: a change of it changes
+        them about as much as it would without a link, so that one learning rate suits all."""
+        return parameter / (layer.std or 1.0)
+
     def initial_std(self, layer):
-        return 1.0
+        return layer.std
 
     def gain(self, layer):
         return self.scale * (layer.std or 1.0)
