@@ -202,8 +202,12 @@ MIRAS = (
         "30, 31, 32",
         "the lag token of Memora",
         ("memory.links.KL",),
-        (f"{CHOICES}kl_on_logits_is_the_printed_softmax",),
-        "Not needed: the state is the logits, whose recurrence is linear.",
+        (
+            f"{CHOICES}kl_on_logits_is_the_printed_softmax",
+            f"{CHOICES}kl_is_linear_inside_a_chunk_along_the_mean_of_its_derivative",
+        ),
+        "Not needed: the state is the logits, whose recurrence is linear. Reads inside a chunk are "
+        "linear in them too, along the tangent at uniform weights.",
     ),
     Equation(
         "section 5.3",

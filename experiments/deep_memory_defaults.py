@@ -1,7 +1,7 @@
 """Variants of the deep memories beside the zoo's defaults, on text and in recall.
 
     miras train experiments/deep_memory_defaults.py --model.memory NAME --directory runs/NAME
-    miras train experiments/deep_memory_defaults.py:on=recall --model.memory NAME --directory runs/NAME
+    miras train experiments/deep_memory_defaults.py:on=recall --model.memory NAME
 
 NAME is a model of the zoo or one of the variants below. The text is the quick start's, at its size:
 about three minutes a run on two CPU cores. Recall is of four pairs that stand in 16 tokens (MQAR),

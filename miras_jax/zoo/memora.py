@@ -26,7 +26,7 @@ ROW = Row(
     layer=LayerOptions(normalize_values=True),
     architecture="MLP of 2 layers",
     bias="l2",
-    retention="KL",
+    retention="KL, signed",
     algorithm="gradient descent",
     source="Miras Eq. 27",
     recurrence=equations(__doc__),

@@ -193,9 +193,19 @@ def test_kl_keeps_the_mass_of_every_output():
     close(KL(signed=True).link(small, small, layer), expected, rtol=EXACT)
 
 
+def test_kl_keeps_its_start_in_units_of_the_weights():
+    """A small move of the parameter moves signed weights that are near zero as far."""
+    retention, layer = KL(signed=True), MLP().layers(K, K)["layer_2"]
+    parameter = 1e-4 * layer.std * normal(layer.inputs, K)
+    w = retention.link(retention.start(parameter, layer), None, layer)
+    # sinh and cosh of logits of 1e-4 are off by their third and second power.
+    close(w, parameter, rtol=1e-6)
+    assert retention.initial_std(layer) == layer.std
+
+
 @pytest.mark.parametrize("signed", [False, True])
 def test_kl_is_linear_inside_a_chunk_along_the_mean_of_its_derivative(signed):
-    """Where all weights are alike the tangent is dW/dA; elsewhere dW/dA is the tangent in the mean."""
+    """Where all weights are alike the tangent is dW/dA, elsewhere the mean of dW/dA."""
     retention, layer = KL(signed=signed), MLP().layers(64, 64)["layer_1"]
     change = 1e-4 * normal(64, 256)
     flat = jnp.zeros_like(change)

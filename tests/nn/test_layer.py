@@ -10,7 +10,7 @@ from flax import nnx
 
 from miras_jax import zoo
 from miras_jax.memory import Gate, flops
-from miras_jax.nn import LanguageModel, MemoryLayer, ModelConfig, partition
+from miras_jax.nn import LanguageModel, MemoryLayer, ModelConfig, parallel, partition
 from miras_jax.nn.layers import Constant, GateProjection, ShortConvolution, TokenShift
 from miras_jax.nn.memory_layer import Context
 from miras_jax.zoo import LayerOptions, Stream
@@ -200,6 +200,24 @@ def test_every_projection_reads_the_shifted_token(monkeypatch):
     # x + (previous - x) rounds numbers of size 1.
     assert jnp.all(difference[:3] < 1e-5)
     assert difference[3] > 1e-2
+
+
+@pytest.mark.parametrize("normalized", [True, False])
+def test_memory_gets_values_of_unit_size(normalized, monkeypatch):
+    monkeypatch.setattr(zoo, "ROWS", dict(zoo.ROWS))
+    options = LayerOptions(normalize_values=normalized)
+    zoo.register(dataclasses.replace(zoo.row("yaad"), name="sized", layer=options))
+    layer, given, read = MemoryLayer(config_of("sized"), rngs=nnx.Rngs(0)), [], parallel.read
+
+    def look(memory, parameters, q, k, v, *others, **options):
+        given.append(v)
+        return read(memory, parameters, q, k, v, *others, **options)
+
+    monkeypatch.setattr(parallel, "read", look)
+    layer(draw(1, 5, 16), None, Context(jnp.arange(5)[None], None, None))
+    sizes = jnp.sqrt(jnp.mean(given[0] ** 2, axis=-1))
+    # 1e-6 under the root, beside values of size 0.1.
+    assert bool(jnp.all(jnp.abs(sizes - 1) < 1e-3)) == normalized
 
 
 def test_names_of_streams_do_not_clash():
