@@ -25,6 +25,7 @@ import json
 import math
 import multiprocessing
 import os
+import re
 import runpy
 import shlex
 import sys
@@ -95,10 +96,11 @@ def call(function: Callable, settings: Settings, text: str | None = None):
 
 
 def described(config) -> dict[str, Any]:
-    """A configuration as the record has it: with the memory that its name stands for, without the
-    places of this machine."""
+    """A configuration as the record has it: with the memory and the layer that its name stands for,
+    without the places of this machine."""
     kept = evaluation_record.plain(dataclasses.replace(config, directory=""))
     kept["memory"] = repr(config.model.build_memory())
+    kept["layer"] = re.sub(r" at 0x\w+", "", repr(config.model.layer))  # functions by name
     for name in ("source", "validation"):
         place = kept["data"][name]
         if isinstance(place, str) and not place.startswith("task:"):
