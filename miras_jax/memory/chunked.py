@@ -107,13 +107,14 @@ def chunk_step(
         layer, a0 = layers[name], initial[name]
         if layer.frozen:
             return layer.apply(x, a0)
+        along = retention.slope(x, layer) if retention.tangent else x
+        y = la.read_start(layer, along, memories[name], coefs[name], packed)
+        y -= la.read_writes(layer, along, u[name], d[name], coefs[name])
         if retention.tangent:
-            along = retention.slope(x, layer)
-            y = la.read_change(layer, along, memories[name], coefs[name], docs.fresh, packed)
-            y -= la.read_writes(layer, along, u[name], d[name], coefs[name])
-            return linear_at(start)(name, x) + y
-        y = la.read_start(layer, x, memories[name], coefs[name], packed)
-        y -= la.read_writes(layer, x, u[name], d[name], coefs[name])
+            begun = layer.apply(along, start[name])
+            if packed:
+                begun = jnp.where(docs.fresh, layer.apply(along, a0), begun)
+            return linear_at(start)(name, x) + (y - begun)
         if algorithm.lift is not None:
             # Also of what an earlier call wrote in this chunk.
             y0 = linear_at(start)(name, x)

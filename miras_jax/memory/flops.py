@@ -93,13 +93,10 @@ def _read(memory: Memory, layer: Layer, chunk: int) -> float:
         return _product(layer)
     if memory.read == "commit":  # the last token reads twice
         return _product(layer) * (1 + 1 / chunk)
-    if memory.retention.tangent:
-        # At the chunk's start, and the change since then, which needs no anchor.
-        momentum = isinstance(memory.algorithm, Momentum)
-        return _product(layer) * (2 + momentum) + _own_writes(layer, chunk)
     total = _read_start(memory, layer) + _own_writes(layer, chunk)
-    # A lift reads the chunk's start as well.
-    return total if memory.algorithm.lift is None else total + _product(layer)
+    # A lift reads the chunk's start as well, a tangent its weights and its accumulator.
+    more = 2 * memory.retention.tangent + (memory.algorithm.lift is not None)
+    return total + more * _product(layer)
 
 
 def _reads(memory: Memory, name: str) -> int:

@@ -200,28 +200,6 @@ def read_start(
     return y if memory.anchor is None else y + layer.apply(x, memory.anchor)
 
 
-def read_change(
-    layer: Layer,
-    x: jax.Array,
-    memory: LayerMemory,
-    c: LayerCoefficients,
-    fresh: jax.Array,
-    packed: bool,
-) -> jax.Array:
-    """`x_t (A_t - A_s)` `[C, outputs]` without the chunk's own writes, A_s at the chunk's start or,
-    where `fresh` `[C, 1]`, at that of a document that began inside it. Decays have no key axis."""
-    old = c.outputs
-    change = old._replace(
-        carry=jnp.where(fresh, old.carry, old.carry - 1),
-        fresh=jnp.where(fresh, old.fresh - 1, old.fresh),
-    )
-
-    def apply(inputs, outputs, matrix):
-        return outputs * layer.apply(x, matrix)
-
-    return memory.sum(apply, LayerCoefficients(None, change), packed)
-
-
 def scores(x: jax.Array, u: jax.Array, c: LayerCoefficients) -> jax.Array:
     """`write[t,i] (x_t . u_i)` `[C, C]`, without decays per output."""
     pairs = c.outputs.write
