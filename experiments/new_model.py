@@ -17,19 +17,20 @@ from miras_jax.training import (
     OptimizerConfig,
     TrainConfig,
 )
-from miras_jax.zoo import Row
+from miras_jax.zoo import LayerOptions, Row
 
 memory = Memory(
     architecture=MLP(),
-    bias=Huber(),
+    bias=Huber(threshold=Gate(activation="softplus", initial=8.0)),
     retention=Lq(q=4.0, decay=log_decay()),
-    algorithm=Momentum(step=Gate(initial=0.1), momentum=Gate(initial=0.5), normalized=True),
-    chunk_size=16,
+    algorithm=Momentum(step=Gate(initial=0.3), momentum=Gate(initial=0.5), normalized=True),
+    chunk_size=8,
 )
 zoo.register(
     Row(
         name="momentum_moneta",
         memory=memory,
+        layer=LayerOptions(normalize_values=True),
         architecture="MLP of 2 layers",
         bias="Huber",
         retention="lq, q = 4",
@@ -48,19 +49,19 @@ def config(control: str = "none", pairs: str = "4") -> TrainConfig:
             vocab_size=32,
             dim=64,
             depth=2,
-            heads=2,
+            heads=1,
             ff_dim=64,
             remat=False,
         ),
         data=DataConfig(
             source=f"task:mqar,pairs={pairs},vocab_size=32,random_non_queries=False",
-            window=32,
+            window=4 * int(pairs),
             batch_size=64,
         ),
         optimizer=OptimizerConfig(learning_rate=5e-3, warmup_steps=20),
-        evaluation=EvaluationConfig(every=100, batches=8),
+        evaluation=EvaluationConfig(every=50, batches=8),
         checkpoint=CheckpointConfig(every=100),
         log=LogConfig(every=20),
-        steps=400,
+        steps=300,
         directory=f"runs/new_model/{control}-{pairs}",
     )

@@ -7,7 +7,7 @@ M(x) = x + LN(W_2 gelu(W_1 x)). With logits as the state the printed Softmax(alp
 is c softmax(A) and needs no lag token; sums run over the inputs of each output. Inside a chunk W is
 linear in A, as in section 5.4: W_t = W_s + c / n (A_t - A_s) for n inputs, A_s the chunk's start.
 Departs (the runs are in docs/decisions/deep-memory-defaults.md): weights of both signs instead of
-the printed positive ones, which hold a fifth of the pairs (`KL()` has them); decay towards the
+the printed positive ones, which hold far fewer pairs (`KL()` has them); decay towards the
 learned start; steps divided by the squared norm of a layer's input; values of unit size; gates per
 head; no rotary positions unless `model.rotary` says so (the paper has them on).
 """
@@ -20,7 +20,7 @@ ROW = Row(
     memory=Memory(
         architecture=MLP(),
         retention=KL(signed=True, decay=log_decay()),
-        algorithm=GradientDescent(step=Gate(initial=0.5), normalized=True),
+        algorithm=GradientDescent(step=Gate(initial=0.2), normalized=True),
         chunk_size=16,
     ),
     layer=LayerOptions(normalize_values=True),
