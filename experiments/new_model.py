@@ -21,7 +21,7 @@ from miras_jax.zoo import LayerOptions, Row
 
 memory = Memory(
     architecture=MLP(),
-    bias=Huber(threshold=Gate(activation="softplus", initial=8.0)),
+    bias=Huber(relative=True),
     retention=Lq(q=4.0, decay=log_decay()),
     algorithm=Momentum(step=Gate(initial=0.3), momentum=Gate(initial=0.5), normalized=True),
     chunk_size=8,

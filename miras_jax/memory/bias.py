@@ -114,11 +114,14 @@ class Huber(Bias):
         at the threshold.
       threshold: delta > 0; a number, or a gate for an input-dependent one.
       eps: smooths the norm and the sign at zero.
+      relative: delta times sqrt(V) is what the norm is held against, so that it is of the root mean
+        square of r and means the same at every width V.
     """
 
     kind: Literal["coordinate", "norm", "switch"] = "norm"
     threshold: Gate | float = Gate(activation="softplus", initial=1.0)
     eps: float = 1e-6
+    relative: bool = False
 
     def __post_init__(self):
         if self.kind not in ("coordinate", "norm", "switch"):
@@ -128,17 +131,21 @@ class Huber(Bias):
                 raise ValueError(f"Huber's threshold is per head, got per={self.threshold.per!r}.")
         elif not self.threshold > 0:
             raise ValueError(f"Huber's threshold must be above 0, got {self.threshold}.")
+        if self.relative and self.kind == "coordinate":
+            raise ValueError("A coordinate has no width to be relative to: choose relative=False.")
 
     @property
     def gates(self):
         return {"threshold": self.threshold} if isinstance(self.threshold, Gate) else {}
 
-    def _threshold(self, gates):
-        return gates["threshold"][..., None] if self.gates else self.threshold
+    def _threshold(self, r, gates):
+        delta = gates["threshold"][..., None] if self.gates else self.threshold
+        return delta * r.shape[-1] ** 0.5 if self.relative else delta
 
     def loss(self, prediction, value, gates):
         """The switch has no loss of which it is the gradient; its l2 and l1 halves are given."""
-        r, delta = prediction - value, self._threshold(gates)
+        r = prediction - value
+        delta = self._threshold(r, gates)
         if self.kind == "coordinate":
             size = jnp.abs(r)
         else:
@@ -151,7 +158,8 @@ class Huber(Bias):
         return jnp.sum(loss, axis=-1)
 
     def gradient(self, prediction, value, gates):
-        r, delta = prediction - value, self._threshold(gates)
+        r = prediction - value
+        delta = self._threshold(r, gates)
         if self.kind == "coordinate":
             return jnp.clip(r, -delta, delta)
         norm = jnp.sqrt(jnp.sum(r * r, axis=-1, keepdims=True) + self.eps)

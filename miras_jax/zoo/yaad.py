@@ -8,7 +8,8 @@ M(x) = x + LN(W_2 gelu(W_1 x)), gradients at the chunk's start. Departs (the run
 docs/decisions/deep-memory-defaults.md): the continuous Huber gradient of Eq. 15 instead of the
 printed switch of Eq. 16, which jumps by sqrt(V) at the threshold (`Huber(kind="switch")`); decay
 towards the learned start; steps divided by the squared norm of a layer's input; values of unit
-size; gates per head; no rotary positions unless `model.rotary` says so (the paper has them on).
+size and a threshold of their root mean square; gates per head; no rotary positions unless
+`model.rotary` says so (the paper has them on).
 """
 
 from miras_jax.memory import MLP, Gate, GradientDescent, Huber, L2Decay, Memory
@@ -18,7 +19,7 @@ ROW = Row(
     name="yaad",
     memory=Memory(
         architecture=MLP(),
-        bias=Huber(threshold=Gate(activation="softplus", initial=8.0)),
+        bias=Huber(relative=True),
         retention=L2Decay(),
         algorithm=GradientDescent(step=Gate(initial=0.5), normalized=True),
         chunk_size=16,

@@ -63,6 +63,7 @@ GATES = {"threshold": jnp.asarray([0.3, 2.0, 100.0]), "radius": jnp.asarray([0.0
         Huber(kind="coordinate", threshold=0.5),
         Huber(kind="norm"),
         Huber(kind="norm", threshold=0.5),
+        Huber(kind="norm", threshold=0.2, relative=True),
         Robust(),
         Robust(radius=0.7),
         # The switch jumps at its threshold, and its loss with it; on either side they fit.
@@ -201,6 +202,16 @@ def test_kl_keeps_its_start_in_units_of_the_weights():
     # sinh and cosh of logits of 1e-4 are off by their third and second power.
     close(w, parameter, rtol=1e-6)
     assert retention.initial_std(layer) == layer.std
+
+
+def test_relative_threshold_is_of_the_root_mean_square():
+    value, gates = jnp.zeros((3, 16)), {}
+    far, near = 5 * jnp.ones((3, 16)), 0.2 * jnp.ones((3, 16))
+    bias = Huber(threshold=0.5, relative=True)
+    close(bias.gradient(far, value, gates), 0.5 * jnp.ones((3, 16)), rtol=1e-6)  # of its eps
+    close(bias.gradient(near, value, gates), near, rtol=EXACT)
+    with pytest.raises(ValueError, match="no width to be relative to"):
+        Huber(kind="coordinate", relative=True)
 
 
 @pytest.mark.parametrize("signed", [False, True])

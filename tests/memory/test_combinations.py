@@ -111,7 +111,7 @@ BIAS = st.one_of(
     a(L2),
     a(DotProduct),
     a(Lp, p=[3.0, 1.5]),
-    a(Huber, kind=["norm", "coordinate", "switch"]),
+    a(Huber, kind=["norm", "coordinate", "switch"], relative=[False, True]),
     a(Robust, radius=[Gate(activation="softplus"), 0.3]),
 )
 DECAY = a(
