@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import miras_jax as mj
 from miras_jax import zoo
 from miras_jax.memory import KL, Memory, log_decay
+from miras_jax.memory.gate import unit
 
 WIDTHS, PAIRS = (16, 32, 64), (16, 64)
 DRAWS, STARTS = 8, 3
@@ -23,12 +24,10 @@ KEPT = -1e-6  # log decay of a memory that keeps everything
 
 
 def memories() -> dict[str, Memory]:
-    """The models of the paper with chunks of 8 tokens, and Memora with the other sign."""
+    """The models of the paper with chunks of 8 tokens, and Memora with the printed softmax."""
     rows = {name: zoo.row(name).memory for name in ("moneta", "yaad", "memora")}
-    signed = rows["memora"].retention.signed
-    other = KL(signed=not signed, decay=log_decay())
-    name = "memora, " + ("weights of one sign" if signed else "signed weights")
-    rows[name] = dataclasses.replace(rows["memora"], retention=other)
+    printed = dataclasses.replace(rows["memora"], retention=KL(decay=log_decay()))
+    rows["memora, weights of one sign"] = printed
     return {name: dataclasses.replace(memory, chunk_size=8) for name, memory in rows.items()}
 
 
@@ -36,8 +35,7 @@ def recalled(memory: Memory, width: int, pairs: int, seed: int) -> float:
     """The share of the pairs that the memory recalls."""
     random = jax.random.split(jax.random.key(seed), 3)
     params = memory.init(random[0], heads=1, key_dim=width, value_dim=width)
-    keys = jax.random.normal(random[1], (DRAWS, pairs, 1, width))
-    keys /= jnp.linalg.norm(keys, axis=-1, keepdims=True)
+    keys = unit(jax.random.normal(random[1], (DRAWS, pairs, 1, width)))
     values = jax.random.normal(random[2], (DRAWS, pairs, 1, width))
     # Pairs are multiples of the chunk, so that reads that take the chunk's start see all writes.
     k, v = jnp.concatenate([keys, keys], axis=1), jnp.concatenate([values, 0 * values], axis=1)

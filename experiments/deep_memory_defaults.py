@@ -15,15 +15,7 @@ from pathlib import Path
 
 from miras_jax import zoo
 from miras_jax.memory import KL, Gate, GradientDescent, Huber, L2Decay, Lq, log_decay
-from miras_jax.nn import ModelConfig
-from miras_jax.training import (
-    CheckpointConfig,
-    DataConfig,
-    EvaluationConfig,
-    LogConfig,
-    OptimizerConfig,
-    TrainConfig,
-)
+from miras_jax.training import LogConfig, TrainConfig
 from miras_jax.zoo import LayerOptions
 
 
@@ -44,7 +36,6 @@ free, positive = LayerOptions(), KL(decay=log_decay())
 variant("moneta_free", "moneta", free, algorithm=step(0.05))
 variant("yaad_free", "yaad", free, algorithm=step(0.1), bias=Huber())
 variant("memora_free", "memora", free, algorithm=step(0.1), retention=positive, read="chunk")
-variant("titans_free", "titans", free)
 # One thing of these changed.
 plain = GradientDescent(step=Gate(initial=0.1))
 variant("yaad_switch", "yaad_free", bias=Huber(kind="switch"))
@@ -56,36 +47,16 @@ variant("memora_signed", "memora_free", retention=KL(signed=True, decay=log_deca
 variant("yaad_small", "yaad", algorithm=step(0.1))
 variant("memora_large", "memora", algorithm=step(0.5))
 variant("memora_positive", "memora", retention=positive)
-variant("memora_stale", "memora", read="chunk")
 
-quickstart = runpy.run_path(str(Path(__file__).with_name("quickstart.py")))["config"]
+here = Path(__file__)
+quickstart = runpy.run_path(str(here.with_name("quickstart.py")))["config"]
+recall = runpy.run_path(str(here.with_name("new_model.py")))["config"]()
 
 
 def config(on: str = "text") -> TrainConfig:
-    """The quick start's text, or recall."""
+    """The quick start's text, or the recall of docs/new_model.md."""
     directory = "runs/deep_memory_defaults"
     if on == "text":
         return dataclasses.replace(quickstart, directory=directory)
-    return TrainConfig(
-        model=ModelConfig(
-            memory="yaad",
-            vocab_size=32,
-            dim=64,
-            depth=2,
-            heads=1,
-            ff_dim=64,
-            chunk_size=8,
-            remat=False,
-        ),
-        data=DataConfig(
-            source="task:mqar,pairs=4,vocab_size=32,random_non_queries=False",
-            window=16,
-            batch_size=64,
-        ),
-        optimizer=OptimizerConfig(learning_rate=5e-3, warmup_steps=20),
-        evaluation=EvaluationConfig(every=50, batches=8),
-        checkpoint=CheckpointConfig(every=1000),
-        log=LogConfig(every=10),
-        steps=300,
-        directory=directory,
-    )
+    model = dataclasses.replace(recall.model, memory="yaad", chunk_size=8)
+    return dataclasses.replace(recall, model=model, log=LogConfig(every=10), directory=directory)

@@ -471,7 +471,7 @@ def page(name: str, runs: Runs) -> tuple[str, Figure]:
     """The text of a page and its plot."""
     _, title, make, _ = PAGES[name]
     text, figure = make(runs)
-    parts = [f"# {title}", runs.study.about, about(runs), text, f"![{title}]({name}.png)"]
+    parts = [f"# {title}", runs.study.about.strip(), about(runs), text, f"![{title}]({name}.png)"]
     return "\n\n".join(parts) + "\n", figure
 
 

@@ -141,9 +141,6 @@ class KL(Retention):
         them about as much as it would without a link, so that one learning rate suits all."""
         return parameter / (layer.std or 1.0)
 
-    def initial_std(self, layer):
-        return layer.std
-
     def gain(self, layer):
         return self.scale * (layer.std or 1.0)
 

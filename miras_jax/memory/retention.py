@@ -107,7 +107,8 @@ class Retention:
         return a
 
     def initial_std(self, layer: Layer) -> float:
-        """Standard deviation of A_0 at which the weights of `layer` start at its own scale."""
+        """Standard deviation of the learned parameter at which the weights of `layer` start at its
+        own scale."""
         return layer.std
 
     def gain(self, layer: Layer) -> float:
