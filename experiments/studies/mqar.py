@@ -42,7 +42,7 @@ MODELS = (
     "transformer",
 )
 CONTROLLED = ("gated_deltanet", "yaad", "moneta", "memora")
-STEPS = 400
+STEPS = 600
 CHUNK = 8
 
 

@@ -137,12 +137,16 @@ class KL(Retention):
         return c * (plus - minus) / jnp.sum(plus + minus, axis=-2, keepdims=True)
 
     def start(self, parameter, layer):
-        """Logits of unit size from a parameter of the size of the weights: a change of it changes
-        them about as much as it would without a link, so that one learning rate suits all."""
-        return parameter / (layer.std or 1.0)
+        return _logits(parameter, layer)
 
     def gain(self, layer):
         return self.scale * (layer.std or 1.0)
+
+
+def _logits(parameter, layer):
+    """Logits of unit size from a parameter of the size of the weights: a change of it changes them
+    about as much as it would without a link, so that one learning rate suits all."""
+    return parameter / (layer.std or 1.0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -178,10 +182,7 @@ class FDivergence(Retention):
             )
 
     def start(self, parameter, layer):
-        return self.gain(layer) * layer.inputs * jax.nn.softmax(parameter, axis=-2)
-
-    def initial_std(self, layer):
-        return 1.0
+        return self.gain(layer) * layer.inputs * jax.nn.softmax(_logits(parameter, layer), axis=-2)
 
     def gain(self, layer):
         return self.scale * (layer.std or 1.0)

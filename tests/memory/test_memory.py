@@ -53,7 +53,6 @@ HALF = Gate()
         (lambda: Memory(gradient="sometimes"), "gradient must be"),
         (lambda: Memory(architecture=MLP(), gradient="exact"), "needs a linear architecture"),
         (lambda: Memory(bias=Lp(), gradient="exact"), "dot-product or l2 bias"),
-        (lambda: Memory(retention=KL()), "read='chunk'"),
         (lambda: Memory(retention=Lq(form="dual")), "read='chunk'"),
         (lambda: Memory(bias=Lp(), retention=L2Decay(decay_first=True)), "decay_first"),
         (

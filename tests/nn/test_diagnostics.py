@@ -76,14 +76,14 @@ def test_gates_stand_at_their_layer_and_head():
     """A new model's gates are the initial ones of each head; each layer is then moved by hand."""
     model = model_of("deep")
     said = diagnose(model, tokens_of(1, 6))
-    np.testing.assert_allclose(said.step, 0.1, rtol=1e-5)
+    np.testing.assert_allclose(said.step, 0.5, rtol=1e-5)
     rates = np.exp(np.geomspace(-0.001, -0.1, 2))
     np.testing.assert_allclose(said.retention, np.broadcast_to(rates, (2, 1, 6, 2)), rtol=1e-5)
     bias = model.blocks.memory.gates["step"].expand.bias
-    bias[...] = bias[...].at[1, 0].set(0.0)  # sigmoid(0), of layer 1 and head 0
+    bias[...] = bias[...].at[1, 0].set(np.log(0.1 / 0.9))  # of layer 1 and head 0
     said = diagnose(model, tokens_of(1, 6))
-    expected = np.full((2, 1, 6, 2), 0.1, np.float32)
-    expected[1, :, :, 0] = 0.5
+    expected = np.full((2, 1, 6, 2), 0.5, np.float32)
+    expected[1, :, :, 0] = 0.1
     np.testing.assert_allclose(said.step, expected, rtol=1e-5)
 
 
