@@ -57,7 +57,7 @@ def test_loss_and_gradients(name, rows, total, mesh):
     mesh = mesh_of(*mesh)
     with jax.set_mesh(mesh):
         got = gradient_on(mesh, model, tokens)
-    # One unit in the last place of the weights moves gradients of these by up to 7e-4 on one device.
+    # One unit in the last place of the weights moves these gradients by up to 7e-4 on one device.
     steep = name in ("yaad", "titans_mag", "titans_mac")
     assert_same_gradient(got, expected, rounding=2e-3 if steep else 3e-4)
 
