@@ -27,8 +27,6 @@ import multiprocessing
 import os
 import re
 import runpy
-import shlex
-import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -137,9 +135,11 @@ def execute(path: Path, settings: Settings, text: str | None, work: Path) -> dic
     config = dataclasses.replace(config, directory=str(folder))
     folder.mkdir(parents=True, exist_ok=True)
     words = ",".join(f"{name}={value}" for name, value in settings.items())
+    command = f"miras train experiments/studies/{path.name}:{words}"
+    texts = f",text={text}" if "text" in inspect.signature(study.config).parameters else ""
     record: dict[str, Any] = {
         "settings": settings,
-        "command": f"miras train experiments/studies/{path.name}:{words}",
+        "command": command,
         "date": str(datetime.date.today()),
         "versions": evaluation_record.versions(),
         "hardware": {**evaluation_record.hardware(), "cores": len(os.sched_getaffinity(0))},
@@ -148,7 +148,7 @@ def execute(path: Path, settings: Settings, text: str | None, work: Path) -> dic
     began, worked = time.perf_counter(), time.process_time()
     with (folder / "log").open("a") as log, contextlib.redirect_stdout(log):
         try:
-            train(config, command=f"python {shlex.join(sys.argv)}")
+            train(config, command=f"{command}{texts} --directory {folder}")
         except DivergedError as error:
             return {**record, "diverged": str(error).split(";")[0]}
         share = (time.process_time() - worked) / (time.perf_counter() - began)

@@ -6,8 +6,9 @@
 Byte language modelling of the text of experiments/studies/novels.py by smaller models that are
 trained for a shorter time. `p-3-q-4` is Moneta, with the bias |r|_3^3 / 3 and the retention of
 exponent 4. The others vary one thing of `yaad`: `huber-KIND-DELTA` has a fixed threshold in the
-place of one that the token gives, `anchor-zero` decays to zero, `chunk-4` has chunks of 4 tokens
-instead of 16. What is trained with one size of chunks is then read with every other.
+place of one that the token gives, in units of the residual's root mean square, `anchor-zero` decays
+to zero, `chunk-4` has chunks of 4 tokens instead of 16. What is trained with one size of chunks is
+then read with every other.
 """
 
 import dataclasses
@@ -35,7 +36,7 @@ CHOICES = (
     "anchor-zero",
     *(f"chunk-{size}" for size in CHUNKS if size != "16"),
 )
-STEPS = 200
+STEPS = 150
 
 
 def register(choice: str) -> str:
@@ -48,7 +49,9 @@ def register(choice: str) -> str:
         p, q = float(values[0]), float(values[2])
         changes = {"bias": Lp(p=p), "retention": Lq(q=q, decay=log_decay())}
     elif kind == "huber":
-        changes = {"bias": Huber(kind=values[0], threshold=float(values[1]))}
+        # What clips each coordinate for itself has no width to be relative to.
+        relative = values[0] != "coordinate"
+        changes = {"bias": Huber(kind=values[0], threshold=float(values[1]), relative=relative)}
     else:
         changes = {"retention": L2Decay(anchor=values[0])}
     memory = dataclasses.replace(row.memory, **changes)
@@ -66,17 +69,17 @@ def config(
     chunk = int(choice.split("-")[1]) if choice.startswith("chunk") else None
     return TrainConfig(
         model=ModelConfig(
-            memory=register(choice), dim=64, depth=2, heads=2, chunk_size=chunk, remat=False
+            memory=register(choice), dim=64, depth=2, heads=1, chunk_size=chunk, remat=False
         ),
         data=DataConfig(
             source=f"{text}/train",
             validation=f"{text}/valid",
-            window=256,
-            batch_size=8,
+            window=512,
+            batch_size=4,
             seed=int(seed),
         ),
         optimizer=OptimizerConfig(learning_rate=float(learning_rate), warmup_steps=20),
-        evaluation=EvaluationConfig(every=STEPS // 4, batches=64, sample_tokens=0),
+        evaluation=EvaluationConfig(every=STEPS // 3, batches=32, sample_tokens=0),
         checkpoint=CheckpointConfig(every=STEPS),
         log=LogConfig(every=1),
         steps=STEPS,
@@ -94,7 +97,7 @@ def served(choice: str, seed: str) -> dict[str, dict[str, int]]:
 
 def tasks(choice: str, seed: str, text: str = "data/novels") -> tuple[str, ...]:
     """What is measured with each of these changes."""
-    return (f"perplexity:{text}/valid,length=256,limit=128,name=text",)
+    return (f"perplexity:{text}/valid,length=512,limit=128,name=text",)
 
 
 SEEDS = ("0", "1", "2")

@@ -27,7 +27,7 @@ from miras_jax.training import (
 
 BIASES = {
     "l2": L2(),
-    "huber": Huber(),
+    "huber": Huber(relative=True),
     "huber-coordinate": Huber(kind="coordinate"),
     "l1": L1(),
     "l3": Lp(p=3.0),
@@ -49,7 +49,7 @@ def model(bias: str) -> ModelConfig:
         name = f"bias-{bias}"
         memory = dataclasses.replace(yaad.memory, bias=BIASES[bias])
         zoo.register(dataclasses.replace(yaad, name=name, memory=memory))
-    shape = {"vocab_size": 64, "dim": 32, "depth": 2, "heads": 2, "remat": False}
+    shape = {"vocab_size": 64, "dim": 64, "depth": 2, "heads": 1, "remat": False}
     count = sizes.parameters(ModelConfig(memory="yaad", **shape))
     return sizes.equal_parameters(ModelConfig(memory=name, **shape), count, multiple=1)
 
