@@ -91,6 +91,7 @@ studies: $(READY)  ## Train and measure what docs/results compares: hours; TEXT=
 
 results: $(READY)  ## Write the studies' pages in docs/results from their records
 	$(BIN)/python experiments/study_pages.py
+	$(BIN)/python experiments/study_summary.py
 
 alignment: $(READY)  ## Write docs/alignment.md from the code and the tests
 	$(BIN)/python docs/alignment.py

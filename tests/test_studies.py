@@ -17,6 +17,8 @@ sys.path.append(str(ROOT / "experiments"))  # scripts import each other by their
 
 import run_study  # noqa: E402
 import study_pages  # noqa: E402
+import study_runs  # noqa: E402
+import study_summary  # noqa: E402
 
 FILES = sorted((ROOT / "experiments" / "studies").glob("*.py"))
 RESULTS = ROOT / "docs" / "results"
@@ -111,19 +113,19 @@ def test_a_study_is_run_once(tmp_path, capfd):
     [log] = [p for p in tmp_path.glob("work/*/log") if "step 3/3" in p.read_text()]
     assert "continuing" not in log.read_text()  # not the other run, trained longer
     study = run_study.read_study(path)
-    text, _ = study_pages.page("noise", study_pages.Runs(study, run_study.read_records(out)))
+    text, _ = study_pages.page("noise", study_runs.Runs(study, run_study.read_records(out)))
     assert "1 of 2 runs, seeds 1" in text
     with pytest.raises(SystemExit, match="no run has bias=none"):
         run_study.main([*words, "--only", "bias=none"])
 
 
 def test_statistics():
-    assert study_pages.spread([]) == "-"
-    assert study_pages.spread([0.5]) == "0.500"
-    assert study_pages.spread([1.0, 2.0, 3.0]) == "2.000 ± 1.000"
-    found = study_pages.difference({"0": 2.0, "1": 4.0, "2": 9.0}, {"0": 1.0, "1": 1.0})
+    assert study_runs.spread([]) == "-"
+    assert study_runs.spread([0.5]) == "0.500"
+    assert study_runs.spread([1.0, 2.0, 3.0]) == "2.000 ± 1.000"
+    found = study_runs.difference({"0": 2.0, "1": 4.0, "2": 9.0}, {"0": 1.0, "1": 1.0})
     assert found == (2.0, 1.0)  # 1 and 3: deviation sqrt(2) over sqrt(2)
-    assert study_pages.difference({"0": 1.0}, {"0": 1.0}) is None
+    assert study_runs.difference({"0": 1.0}, {"0": 1.0}) is None
 
 
 def made_up(study) -> list[dict]:
@@ -144,7 +146,8 @@ def made_up(study) -> list[dict]:
         curve = {"tokens": [0, 10**6], "seconds": [0.0, 2.0], "values": values}
         tasks = [word.rpartition("name=")[2] for word in study.tasks(**settings)]
         served = study.served(**settings)
-        curves = {"start": [0, 64], "bits_per_byte": [2.5, 2.0], "memory_norm": [[1, 2], [3, 4]]}
+        curves = {"start": [256, 8192], "bits_per_byte": [2.5, 2.0]}
+        curves["memory_norm"] = [[1, 2], [3, 4]]
         figures = {"accuracy": 0.5, "bits_per_byte": 2.0}
         record |= {"parameters": 10, "tokens": 20, "cpu_seconds": 30.0, "wall_seconds": 60.0}
         record["curves"] = dict.fromkeys(names, curve)
@@ -162,7 +165,7 @@ def test_pages_of_made_up_runs(name):
     study = study_pages.runs_of(name).study
     records = made_up(study)
     assert all(run_study.is_of(record, study) for record in records)
-    text, figure = study_pages.page(name, study_pages.Runs(study, records))
+    text, figure = study_pages.page(name, study_runs.Runs(study, records))
     assert f"{len(study.runs) - 1} of {len(study.runs)} runs, seeds 0, 1, 2" in text
     assert "Diverged" in text
     assert figure.axes
@@ -188,6 +191,21 @@ def test_pages_say_what_the_records_say(name):
     text, _ = study_pages.page(name, runs)
     assert (RESULTS / f"{name}.md").read_text() == text
     assert (RESULTS / f"{name}.png").exists()
+
+
+def test_summary_of_made_up_runs(tmp_path):
+    for name in ("mqar", "novels"):
+        records = made_up(run_study.read_study(study_pages.STUDIES / f"{name}.py"))
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(x) + "\n" for x in records))
+    study_summary.main(["--results", str(tmp_path)])
+    text = (tmp_path / "models.md").read_text()
+    recall, bits = "2.500 ± 0.500 | 2.500 ± 0.500", "2.500 ± 0.500"
+    assert f"| yaad | {recall} | {bits} | +0.0000 ± 0.0000 | -0.500 ± 0.000 | 30 ± 0 |" in text
+    assert f"| mamba2 | {recall} | {bits} | - | -0.500 ± 0.000 | 30 ± 0 |" in text
+
+
+def test_summary_says_what_the_records_say():
+    assert (RESULTS / "models.md").read_text() == study_summary.summary()
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
