@@ -1,0 +1,78 @@
+"""Writes docs/results/models.md, a line for each model from all studies' records.
+
+    make results
+    python experiments/study_summary.py [--results docs/results]
+"""
+
+import argparse
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+
+from kernel_tables import table
+from run_study import RESULTS
+from study_pages import ACCURACY, BITS, runs_of
+from study_runs import MISSING, cpu_seconds, difference, last, signed
+
+TITLE = "One line for each model"
+
+
+def summary(results: Path = RESULTS) -> str:
+    """The page's text."""
+    recall, novels, far = (runs_of(name, results) for name in ("mqar", "novels", "extrapolation"))
+    rows = []
+    for memory in dict.fromkeys(run["memory"] for run in novels.study.runs):
+        settings = {"memory": memory, "control": "none"}
+        bits = novels.by_seed(last(BITS), **settings)
+        frozen = novels.by_seed(last(BITS), memory=memory, control="frozen")
+        rows.append(
+            [
+                memory,
+                recall.cell(last(ACCURACY), dim="64", pairs="4", **settings),
+                recall.cell(last(ACCURACY), dim="64", pairs="8", **settings),
+                novels.cell(last(BITS), **settings),
+                signed(difference(frozen, bits)),
+                beyond(far.of(**settings)),
+                novels.cell(cpu_seconds, ".0f", **settings),
+            ]
+        )
+    columns = ["model", "recall, 4 pairs", "recall, 8 pairs", "bits per byte"]
+    columns += ["lost by freezing", "far beyond its length", "CPU seconds"]
+    return (
+        f"# {TITLE}\n\n"
+        "Means and standard deviations over seeds, of differences the standard error; written by"
+        " `python experiments/study_summary.py` from the records of these pages, which say how each"
+        f" figure came about. `{MISSING}`: not run.\n\n"
+        "Recall is the accuracy of models of width 64 on [mqar](mqar.md). Bits per byte of held-out"
+        " novels, what freezing loses there, and the seconds of one core that the training's steps"
+        " took are of [novels](novels.md). Far beyond its length is bits per byte of the bytes from"
+        " 8,192 to 16,384 less that of 256 to 512, by models trained on rows of 512"
+        " ([extrapolation](extrapolation.md)): above zero, a long past harms.\n\n"
+        + table(columns, rows)
+        + "\n"
+    )
+
+
+def beyond(records: Sequence[dict]) -> str:
+    """How much worse the last positions are predicted than those where training ended."""
+    curves = [record["evaluations"]["long"]["curves"] for record in records]
+    if not curves:
+        return MISSING
+    values = []
+    for curve in curves:
+        bits = dict(zip(curve["start"], curve["bits_per_byte"], strict=True))
+        values.append(bits[8192] - bits[256])
+    if len(values) < 2:
+        return f"{values[0]:+.3f}"
+    return f"{statistics.fmean(values):+.3f} ± {statistics.stdev(values):.3f}"
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the records")
+    args = parser.parse_args(words)
+    (args.results / "models.md").write_text(summary(args.results))
+
+
+if __name__ == "__main__":
+    main()
