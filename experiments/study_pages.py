@@ -361,7 +361,7 @@ def noise(runs: Runs) -> tuple[str, Figure]:
 
 PAGES = {
     "mqar": ("mqar", "Recall by width and pairs", mqar, {}),
-    "novels": ("novels", "Language modelling by the byte", novels, {"window": "2048"}),
+    "novels": ("novels", "Language modelling by the byte", novels, {"window": "1024"}),
     "extrapolation": (
         "novels", "Far beyond the length of training", extrapolation, {"window": "512"}
     ),

@@ -1,7 +1,7 @@
 """Writes docs/results/models.md, a line for each model from all studies' records.
 
-    make results
-    python experiments/study_summary.py [--results docs/results]
+make results
+python experiments/study_summary.py [--results docs/results]
 """
 
 import argparse
