@@ -279,9 +279,10 @@ def choices(runs: Runs) -> tuple[str, Figure]:
         lost = f", {sum(ended)} of {len(ended)} diverged" if any(ended) else ""
         return runs.cell(last(BITS), choice=name) + top + lost
 
-    cell = "Each cell: bits per byte of held-out text, and in brackets the largest gradient norm"
+    every = runs.records[0]["config"]["log"]["every"]
     text = (
-        f"{cell} after the warm-up, before clipping at 1.\n\n"
+        "Each cell: bits per byte of held-out text, and in brackets the largest gradient norm"
+        f" after the warm-up, before clipping at 1, of one step in {every}.\n\n"
         "## Moneta: exponents of bias and retention\n\n"
     )
     text += table(

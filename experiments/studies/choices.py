@@ -36,7 +36,7 @@ CHOICES = (
     "anchor-zero",
     *(f"chunk-{size}" for size in CHUNKS if size != "16"),
 )
-STEPS = 150
+STEPS = 600
 
 
 def register(choice: str) -> str:
@@ -75,13 +75,13 @@ def config(
             source=f"{text}/train",
             validation=f"{text}/valid",
             window=512,
-            batch_size=4,
+            batch_size=1,
             seed=int(seed),
         ),
         optimizer=OptimizerConfig(learning_rate=float(learning_rate), warmup_steps=20),
-        evaluation=EvaluationConfig(every=STEPS // 3, batches=32, sample_tokens=0),
+        evaluation=EvaluationConfig(every=STEPS // 3, batches=128, sample_tokens=0),
         checkpoint=CheckpointConfig(every=STEPS),
-        log=LogConfig(every=1),
+        log=LogConfig(every=4),
         steps=STEPS,
         seed=int(seed),
         directory=f"runs/choices/{choice}-{seed}",
