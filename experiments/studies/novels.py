@@ -2,15 +2,17 @@
 while they read, and how far beyond the length of their training they can read.
 
     python experiments/run_study.py experiments/studies/novels.py --text FOLDER --jobs 2
-    miras train experiments/studies/novels.py:memory=yaad,window=1024,seed=0,text=FOLDER
+    miras train experiments/studies/novels.py:memory=yaad,depth=1,seed=0,text=FOLDER
 
 FOLDER has the folders `train` and `valid`; it is meant for English novels of 1840 to 1920 of the
 ELTeC collection (https://github.com/COST-ELTeC/ELTeC-eng), 27 of them to train and 6 to test.
-All models have the parameters of Yaad, by the width of their SwiGLU, and read the same bytes in the
-same order, a row of 1,024 or 512 at every step: models of this size learn more from many steps than
-from long ones. Trained models then read stretches of 16,384 bytes with one memory: after rows of
-1,024 four of them once more with a memory that stays as it was before the first byte; after rows of
-512 all of them by position.
+All models of one depth have the parameters of Yaad, by the width of their SwiGLU, and read the same
+bytes in the same order, a row of 512 at every step: models of this size learn more from many steps
+than from long ones. With one block all that a model knows beyond the last four bytes, which its
+convolutions see, comes through its memory; with two blocks convolutions reach seven bytes back, and
+four of the models are trained with that as well. Trained models of one block then read stretches of
+16,384 bytes with one memory, four of them once more with a memory that stays as it was before the
+first byte.
 """
 
 import dataclasses
@@ -39,22 +41,22 @@ MODELS = (
     "transformer",
 )
 CONTROLLED = ("gated_deltanet", "yaad", "moneta", "memora")
-WINDOWS = ("1024", "512")
-STEPS = 1600
-SHAPE = {"dim": 64, "depth": 2, "heads": 1, "remat": False}
+STEPS = 3200
+WINDOW = 512
 
 
 @functools.cache
-def model(memory: str) -> ModelConfig:
-    """A model with the parameters of Yaad."""
-    count = sizes.parameters(ModelConfig(memory="yaad", **SHAPE))
-    return sizes.equal_parameters(ModelConfig(memory=memory, **SHAPE), count, multiple=1)
+def model(memory: str, depth: int) -> ModelConfig:
+    """A model with the parameters of the Yaad of that depth."""
+    shape = {"dim": 64, "depth": depth, "heads": 1, "remat": False}
+    count = sizes.parameters(ModelConfig(memory="yaad", **shape))
+    return sizes.equal_parameters(ModelConfig(memory=memory, **shape), count, multiple=1)
 
 
 def config(
     memory: str = "yaad",
     control: str = "none",
-    window: str = "1024",
+    depth: str = "1",
     seed: str = "0",
     text: str = "data/novels",
     learning_rate: str = "3e-3",
@@ -62,52 +64,45 @@ def config(
     """One model."""
     control = None if control == "none" else control
     return TrainConfig(
-        model=dataclasses.replace(model(memory), control=control),
+        model=dataclasses.replace(model(memory, int(depth)), control=control),
         data=DataConfig(
             source=f"{text}/train",
             validation=f"{text}/valid",
-            window=int(window),
+            window=WINDOW,
             batch_size=1,
             seed=int(seed),
         ),
         optimizer=OptimizerConfig(learning_rate=float(learning_rate), warmup_steps=40),
-        evaluation=EvaluationConfig(
-            every=STEPS // 4, batches=2**17 // int(window), sample_tokens=0
-        ),
+        evaluation=EvaluationConfig(every=STEPS // 4, batches=2**17 // WINDOW, sample_tokens=0),
         checkpoint=CheckpointConfig(every=STEPS),
         log=LogConfig(every=STEPS // 20),
         steps=STEPS,
         seed=int(seed),
-        directory=f"runs/novels/{memory}-{control or 'none'}-{window}-{seed}",
+        directory=f"runs/novels/{memory}-{control or 'none'}-{depth}-{seed}",
     )
 
 
 def tasks(
-    memory: str, control: str, window: str, seed: str, text: str = "data/novels"
+    memory: str, control: str, depth: str, seed: str, text: str = "data/novels"
 ) -> tuple[str, ...]:
     """What is measured when a model is trained."""
-    path = f"perplexity:{text}/valid,length=16384"
-    if control != "none":
+    if control != "none" or depth != "1":
         return ()
-    if window == "1024":
-        return (f"{path},limit=4,name=long",)
+    path = f"perplexity:{text}/valid,length=16384,positions"
     # Norms are read token by token, which takes long.
     norms = seed == "0" and memory != "transformer"
-    return (
-        f"{path},positions,limit=16,name=long",
-        *[f"{path},positions,limit=1,memory,name=norms"] * norms,
-    )
+    return (f"{path},limit=8,name=long", *[f"{path},limit=1,memory,name=norms"] * norms)
 
 
-def served(memory: str, control: str, window: str, seed: str) -> dict[str, dict[str, str]]:
+def served(memory: str, control: str, depth: str, seed: str) -> dict[str, dict[str, str]]:
     """The changes of its model's configuration under which it is measured."""
-    frozen = memory in CONTROLLED and window == "1024"
-    return {"": {}, **({"frozen": {"control": "frozen"}} if frozen else {})}
+    return {"": {}, **({"frozen": {"control": "frozen"}} if memory in CONTROLLED else {})}
 
 
 SEEDS = ("0", "1", "2")
 RUNS = [
-    {"memory": memory, "control": control, "window": window, "seed": seed}
-    for window, seed, memory in itertools.product(WINDOWS, SEEDS, MODELS)
-    for control in ("none", *["frozen"] * (memory in CONTROLLED and window == "1024"))
+    {"memory": memory, "control": control, "depth": depth, "seed": seed}
+    for depth, seed, memory in itertools.product(("1", "2"), SEEDS, MODELS)
+    if depth == "1" or memory in CONTROLLED
+    for control in ("none", *["frozen"] * (memory in CONTROLLED))
 ]
