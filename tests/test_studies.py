@@ -77,9 +77,8 @@ def test_runs_are_accepted_and_as_large_as_they_say(path):
             for changes in run_study.call(study.served, settings).values():
                 dataclasses.replace(config.model, **changes)
             if settings.get("control", "none") == "none" and path.stem != "choices":
-                counts.setdefault(settings.get("dim", ""), []).append(
-                    sizes.parameters(config.model)
-                )
+                size = settings.get("dim", "") + settings.get("depth", "")
+                counts.setdefault(size, []).append(sizes.parameters(config.model))
     for same in counts.values():
         # One unit of the SwiGLU's width is up to 0.6% of the smallest model.
         assert max(same) <= 1.01 * min(same)
