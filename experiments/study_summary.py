@@ -1,11 +1,12 @@
 """Writes docs/results/models.md, a line for each model from all studies' records.
 
-make results
-python experiments/study_summary.py [--results docs/results]
+    make results
+    python experiments/study_summary.py [--results docs/results]
+
+What was not run is a dash.
 """
 
 import argparse
-import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -33,7 +34,7 @@ def summary(results: Path = RESULTS) -> str:
                 recall.cell(last(ACCURACY), dim="64", pairs="8", **settings),
                 novels.cell(last(BITS), **settings),
                 signed(difference(frozen, bits)),
-                beyond(novels.of(**settings)),
+                novels.cell(beyond, **settings),
                 novels.cell(cpu_seconds, ".0f", **settings),
             ]
         )
@@ -44,28 +45,21 @@ def summary(results: Path = RESULTS) -> str:
         "Means and standard deviations over seeds, of differences the standard error; written by"
         " `python experiments/study_summary.py` from the records of these pages, which say how each"
         f" figure came about. `{MISSING}`: not run.\n\n"
-        "Recall is the accuracy of models of width 64 on [mqar](mqar.md). Bits per byte of held-out"
+        "Recall is the accuracy of models of width 64 on `mqar`. Bits per byte of held-out"
         " novels, what freezing loses there, and the seconds of one core that the training's steps"
-        " took are of models of one block ([novels](novels.md)). Far beyond its length is bits per"
+        " took are of models of one block (`novels`). Far beyond its length is bits per"
         " byte of the bytes from 8,192 to 16,384 less that of 256 to 512, by models trained on rows"
-        " of 512 ([extrapolation](extrapolation.md)): above zero, a long past harms.\n\n"
+        " of 512 (`extrapolation`): above zero, a long past harms.\n\n"
         + table(columns, rows)
         + "\n"
     )
 
 
-def beyond(records: Sequence[dict]) -> str:
+def beyond(record: dict) -> float:
     """How much worse the last positions are predicted than those where training ended."""
-    curves = [record["evaluations"]["long"]["curves"] for record in records]
-    if not curves:
-        return MISSING
-    values = []
-    for curve in curves:
-        bits = dict(zip(curve["start"], curve["bits_per_byte"], strict=True))
-        values.append(bits[8192] - bits[256])
-    if len(values) < 2:
-        return f"{values[0]:+.3f}"
-    return f"{statistics.fmean(values):+.3f} ± {statistics.stdev(values):.3f}"
+    curve = record["evaluations"]["long"]["curves"]
+    bits = dict(zip(curve["start"], curve["bits_per_byte"], strict=True))
+    return bits[8192] - bits[256]
 
 
 def main(words: Sequence[str] | None = None) -> None:
