@@ -135,7 +135,6 @@ def draw(axis, points: list[tuple[float, list[float]]], color: str, style: str, 
 
 def novels(runs: Runs) -> tuple[str, Figure]:
     """Bits per byte, beside Gated DeltaNet and beside a frozen memory."""
-    whole, runs = runs, runs.only(depth="1")
     memories = runs.values("memory")
     bits = {m: runs.by_seed(last(BITS), memory=m, control="none") for m in memories}
     base = bits.get("gated_deltanet", {})
@@ -145,17 +144,12 @@ def novels(runs: Runs) -> tuple[str, Figure]:
         for m in memories
     ]  # fmt: skip
     controls = []
-    for depth, m in itertools.product(whole.values("depth"), memories):
-        free, frozen = (
-            whole.by_seed(last(BITS), memory=m, depth=depth, control=control)
-            for control in ("none", "frozen")
-        )
-        found = difference(frozen, free)
-        if found:
+    for m in memories:
+        frozen = runs.by_seed(last(BITS), memory=m, control="frozen")
+        if found := difference(frozen, bits[m]):
             mean, error = found
             times = f"{mean / error:.1f}" if error else MISSING
-            row = [m, depth, spread(free.values()), spread(frozen.values()), signed(found), times]
-            controls.append(row)
+            controls.append([m, spread(frozen.values()), signed(found), times])
     long = of_evaluation("long", "bits_per_byte")
     still = of_evaluation("long, frozen", "bits_per_byte")
     stretches = [
@@ -169,21 +163,19 @@ def novels(runs: Runs) -> tuple[str, Figure]:
     ]
     floors = " and ".join(f"{order} entropy {bits:.3f}" for order, bits in entropies if bits)
     text = (
-        "Bits per byte of held-out text when training ends, less is better, of models of one block;"
-        " the difference to Gated DeltaNet with its standard error over seeds. Of the same text the"
+        "Bits per byte of held-out text when training ends, less is better; the difference to Gated DeltaNet with its standard error over seeds. Of the same text the"
         f" {floors} bits per byte.\n\n"
         + table(
             ["model", "bits per byte", "beside gated_deltanet", "parameters", "tokens",
              "CPU seconds"], lines)
         + "\n\nWhat learning while reading is worth: the same models, trained with a memory that"
         " never changes (`model.control=frozen`).\n\n"
-        + table(["model", "blocks", "bits per byte", "when frozen", "lost by freezing",
-                 "lost, in standard errors"], controls)
+        + table(["model", "frozen", "lost by freezing", "lost, in standard errors"], controls)
     )  # fmt: skip
     if any(row[-1] != MISSING for row in stretches):
         text += (
-            "\n\nThe models of the first table on stretches of 16,384 bytes, and the same trained"
-            " models with a memory that is frozen only then: bits per byte.\n\n"
+            "\n\nThe trained models on stretches of 16,384 bytes, and with a memory that is frozen"
+            " only then: bits per byte.\n\n"
             + table(["model", "one memory", "frozen now"], stretches)
         )
     figure = Figure(figsize=(11, 4.2), layout="constrained")
@@ -294,8 +286,8 @@ def choices(runs: Runs) -> tuple[str, Figure]:
         ["bias", *(f"retention q = {q}" for q in qs)],
         [[f"p = {p}", *(both(f"p-{p}-q-{q}") for q in qs)] for p in ps],
     )
-    others = [n for n in names if n == "yaad" or n.startswith(("huber", "anchor"))]
-    text += "\n\n## Yaad: thresholds and anchors\n\n"
+    others = [n for n in names if n == "yaad" or n.startswith(("huber", "anchor", "decay"))]
+    text += "\n\n## Yaad: thresholds and retention\n\n"
     text += table(["choice", "bits per byte"], [[name, both(name)] for name in others])
     trained = [(("16" if n == "yaad" else n.removeprefix("chunk-")), n) for n in names
                if n == "yaad" or n.startswith("chunk-")]  # fmt: skip
@@ -372,9 +364,9 @@ PAGES = {
         "novels",
         "Far beyond the length of training",
         extrapolation,
-        {"depth": "1", "control": "none"},
+        {"control": "none"},
     ),
-    "choices": ("choices", "Exponents, thresholds, anchors and chunks", choices, {}),
+    "choices": ("choices", "Exponents, thresholds, retention and chunks", choices, {}),
     "noise": ("noise", "Recall of values that are written wrong", noise, {}),
 }  # fmt: skip
 """By page the study, the title, the function that makes text and plot, and the settings of the

@@ -21,7 +21,6 @@ TITLE = "One line for each model"
 def summary(results: Path = RESULTS) -> str:
     """The page's text."""
     recall, novels = (runs_of(name, results) for name in ("mqar", "novels"))
-    novels = novels.only(depth="1")
     rows = []
     for memory in dict.fromkeys(run["memory"] for run in novels.study.runs):
         settings = {"memory": memory, "control": "none"}
@@ -47,7 +46,7 @@ def summary(results: Path = RESULTS) -> str:
         f" figure came about. `{MISSING}`: not run.\n\n"
         "Recall is the accuracy of models of width 64 on `mqar`. Bits per byte of held-out"
         " novels, what freezing loses there, and the seconds of one core that the training's steps"
-        " took are of models of one block (`novels`). Far beyond its length is bits per"
+        " took are of `novels`. Far beyond its length is bits per"
         " byte of the bytes from 8,192 to 16,384 less that of 256 to 512, by models trained on rows"
         " of 512 (`extrapolation`): above zero, a long past harms.\n\n"
         + table(columns, rows)

@@ -74,7 +74,7 @@ def config(
                 f"task:mqar,pairs={pairs},vocab_size=32,random_non_queries=False,test_examples=1024"
             ),
             window=4 * int(pairs),
-            batch_size=64,
+            batch_size=16,
             seed=int(seed),
         ),
         optimizer=OptimizerConfig(learning_rate=float(learning_rate), warmup_steps=30),

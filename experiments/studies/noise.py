@@ -49,7 +49,7 @@ def model(bias: str) -> ModelConfig:
         name = f"bias-{bias}"
         memory = dataclasses.replace(yaad.memory, bias=BIASES[bias])
         zoo.register(dataclasses.replace(yaad, name=name, memory=memory))
-    shape = {"vocab_size": 64, "dim": 64, "depth": 2, "heads": 1, "remat": False}
+    shape = {"vocab_size": 64, "dim": 64, "depth": 1, "heads": 1, "remat": False}
     count = sizes.parameters(ModelConfig(memory="yaad", **shape))
     return sizes.equal_parameters(ModelConfig(memory=name, **shape), count, multiple=1)
 
@@ -63,7 +63,7 @@ def config(
         data=DataConfig(
             source=f"task:{TASK},noise={noise},test_examples=1024",
             window=64,
-            batch_size=64,
+            batch_size=16,
             seed=int(seed),
         ),
         optimizer=OptimizerConfig(learning_rate=float(learning_rate), warmup_steps=30),

@@ -2,16 +2,15 @@
 while they read, and how far beyond the length of their training they can read.
 
     python experiments/run_study.py experiments/studies/novels.py --text FOLDER --jobs 2
-    miras train experiments/studies/novels.py:memory=yaad,depth=1,seed=0,text=FOLDER
+    miras train experiments/studies/novels.py:memory=yaad,seed=0,text=FOLDER
 
 FOLDER has the folders `train` and `valid`; it is meant for English novels of 1840 to 1920 of the
 ELTeC collection (https://github.com/COST-ELTeC/ELTeC-eng), 27 of them to train and 6 to test.
-All models of one depth have the parameters of Yaad, by the width of their SwiGLU, and read the same
+All models have one block and the parameters of Yaad, by the width of their SwiGLU, and read the same
 bytes in the same order, a row of 512 at every step. With one block all that a model knows beyond
-the last four bytes, which its convolutions see, comes through its memory; with two blocks
-convolutions reach seven bytes back, and four of the models are trained with that as well. Trained
-models of one block then read stretches of 16,384 bytes with one memory, four of them once more with
-a memory that stays as it was before the first byte.
+the last four bytes, which its convolutions see, comes through its memory. Trained models then read
+stretches of 16,384 bytes with one memory, four of them once more with a memory that stays as it was
+before the first byte.
 """
 
 import dataclasses
@@ -45,9 +44,9 @@ WINDOW = 512
 
 
 @functools.cache
-def model(memory: str, depth: int) -> ModelConfig:
-    """A model with the parameters of the Yaad of that depth."""
-    shape = {"dim": 64, "depth": depth, "heads": 1, "remat": False}
+def model(memory: str) -> ModelConfig:
+    """A model with the parameters of Yaad."""
+    shape = {"dim": 64, "depth": 1, "heads": 1, "remat": False}
     count = sizes.parameters(ModelConfig(memory="yaad", **shape))
     return sizes.equal_parameters(ModelConfig(memory=memory, **shape), count, multiple=1)
 
@@ -55,7 +54,6 @@ def model(memory: str, depth: int) -> ModelConfig:
 def config(
     memory: str = "yaad",
     control: str = "none",
-    depth: str = "1",
     seed: str = "0",
     text: str = "data/novels",
     learning_rate: str = "3e-3",
@@ -63,7 +61,7 @@ def config(
     """One model."""
     control = None if control == "none" else control
     return TrainConfig(
-        model=dataclasses.replace(model(memory, int(depth)), control=control),
+        model=dataclasses.replace(model(memory), control=control),
         data=DataConfig(
             source=f"{text}/train",
             validation=f"{text}/valid",
@@ -77,15 +75,13 @@ def config(
         log=LogConfig(every=STEPS // 20),
         steps=STEPS,
         seed=int(seed),
-        directory=f"runs/novels/{memory}-{control or 'none'}-{depth}-{seed}",
+        directory=f"runs/novels/{memory}-{control or 'none'}-{seed}",
     )
 
 
-def tasks(
-    memory: str, control: str, depth: str, seed: str, text: str = "data/novels"
-) -> tuple[str, ...]:
+def tasks(memory: str, control: str, seed: str, text: str = "data/novels") -> tuple[str, ...]:
     """What is measured when a model is trained."""
-    if control != "none" or depth != "1":
+    if control != "none":
         return ()
     path = f"perplexity:{text}/valid,length=16384,positions"
     # Norms are read token by token, which takes long.
@@ -93,15 +89,14 @@ def tasks(
     return (f"{path},limit=8,name=long", *[f"{path},limit=1,memory,name=norms"] * norms)
 
 
-def served(memory: str, control: str, depth: str, seed: str) -> dict[str, dict[str, str]]:
+def served(memory: str, control: str, seed: str) -> dict[str, dict[str, str]]:
     """The changes of its model's configuration under which it is measured."""
     return {"": {}, **({"frozen": {"control": "frozen"}} if memory in CONTROLLED else {})}
 
 
 SEEDS = ("0", "1", "2")
 RUNS = [
-    {"memory": memory, "control": control, "depth": depth, "seed": seed}
-    for depth, seed, memory in itertools.product(("1", "2"), SEEDS, MODELS)
-    if depth == "1" or memory in CONTROLLED
+    {"memory": memory, "control": control, "seed": seed}
+    for seed, memory in itertools.product(SEEDS, MODELS)
     for control in ("none", *["frozen"] * (memory in CONTROLLED))
 ]

@@ -28,7 +28,8 @@ class Gate:
         "negative_softplus" (-inf, 0), the range of a log decay. "identity" and "unit" are no gates
         but further inputs: a vector like a value, and one of unit norm like a key.
       initial: value at initialisation; a pair is spread geometrically over the heads, so that a
-        layer starts with memories of different time scales. Without meaning for further inputs.
+        layer starts with memories of different time scales, and one head starts at their geometric
+        mean. Without meaning for further inputs.
       high: factor of the activation: the upper end of a sigmoid, the slope of a softplus.
       source: "token", computed from every token; "learned", a constant that training finds.
 
@@ -89,7 +90,9 @@ class Gate:
         if self.is_input:
             return np.zeros(count)
         ends = np.broadcast_to(np.asarray(self.initial, np.float64), (2,))
-        value = np.copysign(np.geomspace(*np.abs(ends), count), ends[0])
+        value = np.geomspace(*ends, count)
+        if count == 1:  # geomspace would give the first end
+            value = np.copysign(np.sqrt(ends.prod(keepdims=True)), ends[0])
         if self.activation == "sigmoid":
             return np.log(value / (self.high - value))
         x = np.abs(value) / self.high

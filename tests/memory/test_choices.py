@@ -338,6 +338,8 @@ def test_gates_keep_their_range_and_start_at_their_initial_values(gate):
     values = gate.activate(jnp.asarray(gate.initial_logits(5)))
     first_and_last = np.broadcast_to(gate.initial, 2)
     close(values[jnp.array([0, -1])], jnp.asarray(first_and_last), rtol=EXACT)
+    one = gate.activate(jnp.asarray(gate.initial_logits(1)))
+    close(abs(one), jnp.sqrt(jnp.abs(first_and_last.prod()))[None], rtol=EXACT)
     assert gate.shape((2, 3, 1), 5, 7) == (2, 3, 1) + {"head": (), "key": (5,)}[gate.per]
 
 
