@@ -163,7 +163,8 @@ def novels(runs: Runs) -> tuple[str, Figure]:
     ]
     floors = " and ".join(f"{order} entropy {bits:.3f}" for order, bits in entropies if bits)
     text = (
-        "Bits per byte of held-out text when training ends, less is better; the difference to Gated DeltaNet with its standard error over seeds. Of the same text the"
+        "Bits per byte of held-out text when training ends, less is better; the difference to Gated"
+        " DeltaNet with its standard error over seeds. Of the same text the"
         f" {floors} bits per byte.\n\n"
         + table(
             ["model", "bits per byte", "beside gated_deltanet", "parameters", "tokens",

@@ -6,11 +6,11 @@ while they read, and how far beyond the length of their training they can read.
 
 FOLDER has the folders `train` and `valid`; it is meant for English novels of 1840 to 1920 of the
 ELTeC collection (https://github.com/COST-ELTeC/ELTeC-eng), 27 of them to train and 6 to test.
-All models have one block and the parameters of Yaad, by the width of their SwiGLU, and read the same
-bytes in the same order, a row of 512 at every step. With one block all that a model knows beyond
-the last four bytes, which its convolutions see, comes through its memory. Trained models then read
-stretches of 16,384 bytes with one memory, four of them once more with a memory that stays as it was
-before the first byte.
+All models have one block and the parameters of Yaad, by the width of their SwiGLU, and read the
+same bytes in the same order, a row of 512 at every step. With one block all that a model knows
+beyond the last four bytes, which its convolutions see, comes through its memory. Trained models
+then read stretches of 16,384 bytes with one memory, four of them once more with a memory that stays
+as it was before the first byte.
 """
 
 import dataclasses
