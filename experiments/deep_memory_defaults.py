@@ -15,7 +15,7 @@ from pathlib import Path
 
 from miras_jax import zoo
 from miras_jax.memory import KL, Gate, GradientDescent, Huber, L2Decay, Lq, log_decay
-from miras_jax.training import LogConfig, TrainConfig
+from miras_jax.training import EvaluationConfig, LogConfig, TrainConfig
 from miras_jax.zoo import LayerOptions
 
 
@@ -47,6 +47,8 @@ variant("memora_signed", "memora_free", retention=KL(signed=True, decay=log_deca
 variant("yaad_small", "yaad", algorithm=step(0.1))
 variant("memora_large", "memora", algorithm=step(0.5))
 variant("memora_positive", "memora", retention=positive)
+for size in ("0.1", "0.001"):
+    variant(f"yaad_decay_{size}", "yaad", retention=L2Decay(log_decay(initial=-float(size))))
 
 here = Path(__file__)
 quickstart = runpy.run_path(str(here.with_name("quickstart.py")))["config"]
@@ -58,5 +60,10 @@ def config(on: str = "text") -> TrainConfig:
     directory = "runs/deep_memory_defaults"
     if on == "text":
         return dataclasses.replace(quickstart, directory=directory)
-    model = dataclasses.replace(recall.model, memory="yaad", chunk_size=8)
-    return dataclasses.replace(recall, model=model, log=LogConfig(every=10), directory=directory)
+    changes = {
+        "model": dataclasses.replace(recall.model, memory="yaad", chunk_size=8),
+        "data": dataclasses.replace(recall.data, batch_size=64),
+        "evaluation": EvaluationConfig(every=50, batches=8),
+        "log": LogConfig(every=10),
+    }
+    return dataclasses.replace(recall, directory=directory, **changes)

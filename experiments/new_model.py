@@ -56,10 +56,10 @@ def config(control: str = "none", pairs: str = "4") -> TrainConfig:
         data=DataConfig(
             source=f"task:mqar,pairs={pairs},vocab_size=32,random_non_queries=False",
             window=4 * int(pairs),
-            batch_size=64,
+            batch_size=16,
         ),
         optimizer=OptimizerConfig(learning_rate=5e-3, warmup_steps=20),
-        evaluation=EvaluationConfig(every=50, batches=8),
+        evaluation=EvaluationConfig(every=50, batches=32),
         checkpoint=CheckpointConfig(every=100),
         log=LogConfig(every=20),
         steps=300,

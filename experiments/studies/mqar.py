@@ -5,13 +5,11 @@
 
 The task of Zoology (arXiv 2312.04927) made small enough for two processor cores: 32 token ids
 instead of 8,192, rows of four tokens a pair (the pairs, then a question and its answer for each),
-two blocks of one memory. Memories whose chunks count take 8 tokens a chunk, because some read only
-what stood there when their chunk began, and the first question comes right behind the pairs. Test
-examples are 1,024 and the same for all runs. Models of one width have the parameters of its Titans
-with a SwiGLU of twice the width, by the width of theirs; every run of one number of pairs reads the
-same number of tokens, all at the same learning rate. At one width and number of pairs the models of
-the paper and Gated DeltaNet also run with a frozen memory, which is what they can do without
-learning while they read.
+two blocks of one memory. Memories whose chunks count take 8 tokens a chunk. Test examples are 1,024
+and the same for all runs. Models of one width have the parameters of its Titans with a SwiGLU of
+twice the width, by the width of theirs; every run reads the same number of tokens, 256 a step, at
+the same learning rate. At one width and number of pairs the models of the paper and Gated DeltaNet
+also run with a frozen memory, which is what they can do without learning while they read.
 """
 
 import dataclasses
@@ -42,7 +40,7 @@ MODELS = (
     "transformer",
 )
 CONTROLLED = ("gated_deltanet", "yaad", "moneta", "memora")
-STEPS = 600
+STEPS = 800
 CHUNK = 8
 
 
@@ -74,7 +72,7 @@ def config(
                 f"task:mqar,pairs={pairs},vocab_size=32,random_non_queries=False,test_examples=1024"
             ),
             window=4 * int(pairs),
-            batch_size=16,
+            batch_size=64 // int(pairs),
             seed=int(seed),
         ),
         optimizer=OptimizerConfig(learning_rate=float(learning_rate), warmup_steps=30),
