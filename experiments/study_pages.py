@@ -7,11 +7,13 @@ The records, docs/results/STUDY.jsonl, are written by experiments/run_study.py.
 """
 
 import argparse
+import dataclasses
 import itertools
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 from kernel_tables import table
 from matplotlib.figure import Figure
 from run_study import RESULTS, read_records, read_study
@@ -25,6 +27,9 @@ from study_runs import (
     signed,
     spread,
 )
+
+from miras_jax import tasks
+from miras_jax.tasks.scoring import accuracy
 
 STUDIES = Path(__file__).resolve().parent / "studies"
 BITS, ACCURACY = "eval/bits_per_byte", "eval/accuracy"
@@ -336,7 +341,12 @@ def noise(runs: Runs) -> tuple[str, Figure]:
     names = next(iter(runs.of()))["evaluations"]
     shares = [x.removeprefix("noise_") for x in names if "," not in x]
     biases, trained = runs.values("bias"), runs.values("noise")
-    text = "Accuracy on 1,024 test rows by the share of values that are written wrong in them.\n\n"
+    text = (
+        "Accuracy on 1,024 test rows by the share of values that are written wrong in them. No"
+        " reader can do better than the most frequent value of each key.\n\n"
+    )
+    task = tasks.parse(runs.records[0]["config"]["data"]["source"])
+    best = ["most frequent value", *(f"{oracle(task, share):.3f}" for share in shares)]
     figure = Figure(figsize=(5 * len(trained), 4), layout="constrained")
     axes = figure.subplots(1, len(trained), sharey=True, squeeze=False)[0]
     for axis, share in zip(axes, trained, strict=True):
@@ -350,12 +360,19 @@ def noise(runs: Runs) -> tuple[str, Figure]:
                 for x, each in zip(shares, figures, strict=True)
             ]
             draw(axis, [x for x in points if x[1]], f"C{i}", "-", bias)
-        text += f"## Trained with {share}\n\n" + table(["bias", *shares], lines) + "\n\n"
+        text += f"## Trained with {share}\n\n" + table(["bias", *shares], [*lines, best]) + "\n\n"
         axis.set(title=f"trained with {share} wrong", xlabel="share of wrong values in tests")
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("accuracy")
     axes[0].legend(fontsize=7)
     return text.rstrip(), figure
+
+
+def oracle(task: tasks.Task, share: str) -> float:
+    """Accuracy of the most frequent value on the test rows with this share of wrong ones."""
+    rows = dataclasses.replace(task, noise=float(share)).batch(0, 0, 1024, "test")
+    answers = np.stack([task.oracle(tokens) for tokens in rows["tokens"]])
+    return accuracy(answers, rows["targets"], rows["mask"])
 
 
 PAGES = {
