@@ -73,6 +73,10 @@ lint: $(READY)  ## Check style and formatting
 bench: $(READY)  ## Time the memories on this machine
 	$(KEEP_PAGES) $(BIN)/python experiments/bench_memory.py --out docs/results/memories.md
 
+bench-generate: $(READY)  ## Time long generations
+	$(BIN)/python experiments/bench_generate.py --names yaad gated_deltanet \
+	  --out docs/results/generation.md
+
 bench-loop: $(READY)  ## Time the training loop beside its compiled step
 	$(BIN)/python experiments/bench_loop.py --out docs/results/loop.md
 

@@ -1,20 +1,25 @@
 """Time per token and memory while a model generates a long text.
 
-    python experiments/bench_generate.py [--names yaad transformer] [--lengths 1000 32000]
+    python experiments/bench_generate.py --names yaad transformer --out docs/results/generation.md
 
-Untrained models of the quick start's size sample token by token. Per model and length it prints the
+Untrained models of the quick start's size sample token by token. Per model and length it writes the
 bytes of the state, the milliseconds a token over the last tenth of the text, and the peak memory of
 its process. All but the transformer hold a state of constant size.
 """
 
 import argparse
+import datetime
 import multiprocessing
+import os
+import platform
 import resource
 import time
+from pathlib import Path
 
 import jax
 import numpy as np
 from flax import nnx
+from kernel_tables import table
 
 import miras_jax as mj
 from miras_jax.nn import LanguageModel, ModelConfig, generate
@@ -40,10 +45,10 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--names", nargs="+", default=mj.zoo.names(), choices=mj.zoo.names())
     parser.add_argument("--lengths", nargs="+", type=int, default=[1000, 32000], help="at least 10")
+    parser.add_argument("--out", type=Path, help="Markdown file to write")
     args = parser.parse_args()
-    print(f"jax {jax.__version__} on {jax.devices()[0].device_kind}")
-    print(f"{'':18}{'tokens':>8}{'state, kB':>12}{'ms a token':>12}{'peak, MB':>10}")
     context = multiprocessing.get_context("spawn")
+    lines = []
     for name in args.names:
         for length in args.lengths:
             results = context.Queue()
@@ -55,10 +60,26 @@ def main():
                     f"{name} at {length} tokens ended with exit code {process.exitcode}"
                 )
             size, milliseconds, peak = results.get()
-            print(
-                f"{name:18}{length:8,}{size / 1e3:12,.0f}{milliseconds:12.3f}{peak:10,.0f}",
-                flush=True,
-            )
+            line = [f"{length:,}", f"{size / 1e3:,.0f}", f"{milliseconds:.3f}", f"{peak:,.0f}"]
+            print(name, *line, flush=True)
+            lines.append([name, *line])
+    if args.out:
+        args.out.write_text(report(args, lines))
+
+
+def report(args, lines: list[list[str]]) -> str:
+    """The figures as a page."""
+    lengths = " ".join(map(str, args.lengths))
+    return (
+        "# Time and memory of a long generation\n\n"
+        f"`python experiments/bench_generate.py --names {' '.join(args.names)} --lengths {lengths}"
+        f" --out docs/results/generation.md`, {datetime.date.today()}: {os.cpu_count()} cores"
+        f" ({jax.default_backend()}), jax {jax.__version__}, Python {platform.python_version()}."
+        " Untrained models of the quick start's size, one token at a time; the time a token is"
+        " that of the last tenth of the text, the peak that of the process.\n\n"
+        + table(["model", "tokens", "state, kB", "ms a token", "peak, MB"], lines)
+        + "\n"
+    )
 
 
 if __name__ == "__main__":

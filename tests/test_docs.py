@@ -58,11 +58,24 @@ def test_commands_run(page, tmp_path):
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
 
 
-def run(command: list[str], folder: Path) -> subprocess.CompletedProcess:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+def run(command: list[str], folder: Path, **environment: str) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
     return subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600
     )
+
+
+@pytest.mark.docs
+@pytest.mark.parametrize(("control", "low", "high"), [("none", 0.95, 1.0), ("frozen", 0.0, 0.25)])
+def test_the_new_model_reaches_its_result(control, low, high, tmp_path):
+    """docs/new_model.md: with its memory it recalls, without it does not even guess among the four
+    values of the row, which would be right in 0.25."""
+    (tmp_path / "experiments").symlink_to(ROOT / "experiments")
+    words = ["train", f"experiments/new_model.py:control={control}"]
+    done = run([sys.executable, "-m", "miras_jax", *words], tmp_path, XLA_FLAGS="")  # optimised
+    assert done.returncode == 0, done.stderr
+    [accuracy] = re.findall(r"test examples after step 300: accuracy (\S+)", done.stdout)
+    assert low <= float(accuracy) <= high
 
 
 def test_links_lead_somewhere():

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -22,6 +23,7 @@ import study_summary  # noqa: E402
 
 FILES = sorted((ROOT / "experiments" / "studies").glob("*.py"))
 RESULTS = ROOT / "docs" / "results"
+FIGURE = re.compile(r"\d[\d,]*\.\d+")
 
 TINY = '''"""A study of two runs.
 
@@ -205,6 +207,19 @@ def test_summary_of_made_up_runs(tmp_path):
 
 def test_summary_says_what_the_records_say():
     assert (RESULTS / "models.md").read_text() == study_summary.summary()
+
+
+def test_the_choice_of_a_model_is_made_from_the_results():
+    """Every figure of a paragraph of docs/models.md stands in a page that the paragraph links."""
+    paragraphs = (ROOT / "docs" / "models.md").read_text().split("\n\n")
+    quoted = 0
+    for paragraph in paragraphs:
+        pages = re.findall(r"\(results/(\w+)\.md\)", paragraph)
+        known = FIGURE.findall("".join((RESULTS / f"{page}.md").read_text() for page in pages))
+        figures = FIGURE.findall(paragraph)
+        assert set(figures) <= set(known), paragraph
+        quoted += len(figures)
+    assert quoted > 20
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)

@@ -8,9 +8,10 @@ FOLDER has the folders `train` and `valid`; it is meant for English novels of 18
 ELTeC collection (https://github.com/COST-ELTeC/ELTeC-eng), 27 of them to train and 6 to test.
 All models have one block and the parameters of Yaad, by the width of their SwiGLU, and read the
 same bytes in the same order, a row of 512 at every step. With one block all that a model knows
-beyond the last four bytes, which its convolutions see, comes through its memory. Trained models
-then read stretches of 16,384 bytes with one memory, four of them once more with a memory that stays
-as it was before the first byte.
+beyond the last four bytes, which its convolutions see, comes through its memory. Without learning
+while it reads, a matrix holds nothing, but a deep memory is still a network of two layers. Trained
+models then read stretches of 16,384 bytes with one memory, four of them once more with a memory
+that stays as it was before the first byte.
 """
 
 import dataclasses
