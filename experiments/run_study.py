@@ -11,7 +11,8 @@ text has an argument `text`, a folder.
 
 Every process has its share of the processor's cores. What a run found becomes a line of
 docs/results/STUDY.jsonl, from which experiments/study_pages.py writes the pages. Runs that stand
-there with the configuration that the study gives them are not run again.
+there with the configuration that the study gives them are not run again; `--measure` measures them
+again where their folders are still there, for tasks that have changed.
 """
 
 import argparse
@@ -123,14 +124,28 @@ def _filled(config: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def folder_of(settings: Settings, kept: dict[str, Any], work: Path) -> Path:
+    """Another configuration, as `described` has it, is another run, and has a folder of its own."""
+    digest = hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:8]
+    return work / "-".join([*settings.values(), digest])
+
+
+def measure_again(path: Path, record: dict[str, Any], text: str | None, work: Path):
+    """The line of a run that was trained before, with what the study's tasks find now."""
+    study, settings = read_study(path), record["settings"]
+    kept = described(call(study.config, settings, text))
+    found = measure(study, settings, text, folder_of(settings, kept, work))
+    jax.clear_caches()
+    print(f"{','.join(settings.values())}: measured", flush=True)
+    return {**record, "evaluations": evaluation_record.plain(found)}
+
+
 def execute(path: Path, settings: Settings, text: str | None, work: Path) -> dict[str, Any]:
     """Trains one model, measures it, and returns its line of the record."""
     study = read_study(path)
     config = call(study.config, settings, text)
     kept = described(config)
-    # Another configuration is another run, and has a folder of its own.
-    digest = hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:8]
-    folder = work / "-".join([*settings.values(), digest])
+    folder = folder_of(settings, kept, work)
     again = (folder / "metrics.jsonl").exists()
     config = dataclasses.replace(config, directory=str(folder))
     folder.mkdir(parents=True, exist_ok=True)
@@ -183,7 +198,7 @@ def timed(run, share: float | None) -> dict[str, Any]:
         at, values = run.series(name)
         curves[name] = {
             "tokens": [int(step) * run.tokens_per_step for step in at],
-            "seconds": [short(x) for x in np.interp(at, steps, elapsed)],
+            "seconds": [short(x) for x in np.interp(at, [0, *steps], [0.0, *elapsed])],
             "values": [short(x) for x in values],
         }
     return {"cpu_seconds": short(elapsed[-1]), "curves": curves}
@@ -244,6 +259,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--text", help="folder with the folders train and valid, for studies of text"
     )
+    parser.add_argument("--measure", action="store_true", help="measure what is trained again")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at a time")
     parser.add_argument("--work", type=Path, help="folder of the runs, runs/STUDY")
     parser.add_argument("--out", type=Path, help="record, docs/results/STUDY.jsonl")
@@ -253,8 +269,12 @@ def main(words: Sequence[str] | None = None) -> None:
     work.mkdir(parents=True, exist_ok=True)
     out.parent.mkdir(parents=True, exist_ok=True)
 
-    done = [record["settings"] for record in read_records(out) if is_of(record, study)]
-    left = [settings for settings in chosen(study.runs, args.only) if settings not in done]
+    done = [record for record in read_records(out) if is_of(record, study)]
+    names = [record["settings"] for record in done]
+    picked = chosen(study.runs, args.only)
+    left = [settings for settings in picked if settings not in names]
+    if args.measure:
+        left = [r for r in done if r["settings"] in picked and "diverged" not in r]
     print(f"{study.name}: {len(left)} of {len(study.runs)} runs to do", flush=True)
     context = multiprocessing.get_context("spawn")
     mine, cores = sorted(os.sched_getaffinity(0)), context.Queue()
@@ -263,12 +283,14 @@ def main(words: Sequence[str] | None = None) -> None:
     with concurrent.futures.ProcessPoolExecutor(
         args.jobs, context, prepare, (cores, str((work / "compiled").absolute()), os.getpid())
     ) as pool:
-        running = {pool.submit(execute, study.path, each, args.text, work): each for each in left}
+        do = measure_again if args.measure else execute
+        running = {pool.submit(do, study.path, each, args.text, work): each for each in left}
         failed = []
         try:
             for future in concurrent.futures.as_completed(running):
                 if error := future.exception():
-                    failed.append(f"{running[future]}: {type(error).__name__}: {error}")
+                    settings = running[future].get("settings", running[future])
+                    failed.append(f"{settings}: {type(error).__name__}: {error}")
                     continue
                 add(out, study, future.result())
         except BaseException:
@@ -278,11 +300,19 @@ def main(words: Sequence[str] | None = None) -> None:
         raise SystemExit("\n".join(["runs that failed:", *failed]))
 
 
+def texts(records: list[dict[str, Any]]) -> set[str]:
+    """Versions of the text that the runs of a study of text have read."""
+    read = [r for r in records if "corpus" in r and r["config"]["data"]["validation"]]
+    return {record["corpus"]["version"] for record in read}
+
+
 def add(out: Path, study: Study, record: dict[str, Any]) -> None:
     """Writes a run into the record, in the order of the study's runs. Runs that the study no longer
     has, or has with another configuration, are dropped."""
     records = [r for r in read_records(out) if is_of(r, study)]
     records = [r for r in records if r["settings"] != record["settings"]] + [record]
+    if len(texts(records)) > 1:
+        raise SystemExit(f"{out} has runs of another text: keep it elsewhere, or take that text")
     records.sort(key=lambda r: study.runs.index(r["settings"]))
     partial = out.with_suffix(".partial")
     partial.write_text("".join(json.dumps(record) + "\n" for record in records))

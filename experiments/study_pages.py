@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from kernel_tables import table
 from matplotlib.figure import Figure
-from run_study import RESULTS, read_records, read_study
+from run_study import RESULTS, is_of, read_records, read_study, texts
 from study_runs import (
     MISSING,
     Runs,
@@ -47,11 +47,6 @@ def about(runs: Runs) -> str:
         f" {r['hardware']['processors']} cores a run)"
         for r in records
     }
-    texts = {
-        r["corpus"]["version"]
-        for r in records
-        if "corpus" in r and r["config"]["data"]["validation"]
-    }
     hours, wall = (
         sum(record.get(name) or 0 for record in records) / 3600
         for name in ("cpu_seconds", "wall_seconds")
@@ -60,12 +55,13 @@ def about(runs: Runs) -> str:
     lines = [
         f"{len(records)} of {len(runs.study.runs)} runs, seeds {seeds}, {when}, on"
         f" {' and '.join(sorted(machines))}; {' and '.join(sorted(versions))}; {hours:.1f} hours of"
-        f" the processor's time for the steps of training, {wall:.1f} by the clock with compilation"
-        f" and evaluations. `{runs.study.name}.jsonl` has a line for"
-        " each run: command, configuration, curves and figures."
+        f" the processor's time for the steps of training, {wall:.1f} by the clock until the last"
+        " of them, with compilation and evaluations on the way."
+        f" `{runs.study.name}.jsonl` has a line for each run: command, configuration, curves and"
+        " figures."
     ]
-    if texts:
-        lines[0] += f" Version of the text: {', '.join(sorted(texts))}."
+    if read := texts(records):
+        lines[0] += f" Version of the text: {', '.join(read)}."
     if failed := [r["command"] for r in records if "diverged" in r]:
         lines.append(f"Diverged, and left out of the means: {', '.join(failed)}.")
     return "\n\n".join(lines)
@@ -96,15 +92,15 @@ def mqar(runs: Runs) -> tuple[str, Figure]:
             lines.append([memory + (", frozen" if control == "frozen" else ""), *row])
     columns = [f"{n} pairs, width {d}" for n, d in itertools.product(pairs, dims)]
     costs = [
-        [f"{memory}, width {d}", *sizes(runs, memory=memory, dim=d, pairs=pairs[0], control="none")]
-        for memory, d in itertools.product(runs.values("memory"), dims)
+        [memory, d, n, *sizes(runs, memory=memory, dim=d, pairs=n, control="none")]
+        for memory, d, n in itertools.product(runs.values("memory"), dims, pairs)
     ]
     chance = ", ".join(f"{1 / int(n):.3f} of {n} pairs" for n in pairs)
     text = (
         f"Accuracy on 1,024 test rows; a guess among the values of the row gives {chance}.\n\n"
         + table(["model", *columns], lines)
         + "\n\n"
-        + table(["model", "parameters", "tokens", "CPU seconds"], costs)
+        + table(["model", "width", "pairs", "parameters", "tokens", "CPU seconds"], costs)
     )
     figure = Figure(figsize=(4 * len(pairs), 4), layout="constrained")
     axes = figure.subplots(1, len(pairs), sharey=True, squeeze=False)[0]
@@ -138,10 +134,13 @@ def draw(axis, points: list[tuple[float, list[float]]], color: str, style: str, 
 # -- language -----------------------------------------------------------------------------------
 
 
+of_text = of_evaluation("text", "bits_per_byte")
+
+
 def novels(runs: Runs) -> tuple[str, Figure]:
     """Bits per byte, beside Gated DeltaNet and beside a frozen memory."""
     memories = runs.values("memory")
-    bits = {m: runs.by_seed(last(BITS), memory=m, control="none") for m in memories}
+    bits = {m: runs.by_seed(of_text, memory=m, control="none") for m in memories}
     base = bits.get("gated_deltanet", {})
     lines = [
         [m, spread(bits[m].values()), signed(difference(bits[m], base)) if m != "gated_deltanet"
@@ -150,39 +149,38 @@ def novels(runs: Runs) -> tuple[str, Figure]:
     ]  # fmt: skip
     controls = []
     for m in memories:
-        frozen = runs.by_seed(last(BITS), memory=m, control="frozen")
+        frozen = runs.by_seed(of_text, memory=m, control="frozen")
         if found := difference(frozen, bits[m]):
             mean, error = found
             times = f"{mean / error:.1f}" if error else MISSING
-            controls.append([m, spread(frozen.values()), signed(found), times])
-    long = of_evaluation("long", "bits_per_byte")
-    still = of_evaluation("long, frozen", "bits_per_byte")
+            beside = signed(difference(frozen, base))
+            controls.append([m, spread(frozen.values()), signed(found), times, beside])
+    ways = [of_evaluation(name, "bits_per_byte") for name in ("long", "afresh", "long, frozen")]
     stretches = [
-        [m, runs.cell(long, memory=m, control="none"), runs.cell(still, memory=m, control="none")]
+        [m, *(runs.cell(way, memory=m, control="none") for way in ways)]
         for m in memories
-        if runs.by_seed(long, memory=m, control="none")
+        if runs.by_seed(ways[0], memory=m, control="none")
     ]
-    entropies = [
-        (order, runs.mean(last(f"eval/{order}_bits_per_byte"), memory=memories[0], control="none"))
-        for order in ("order0", "order1")
-    ]
-    floors = " and ".join(f"{order} entropy {bits:.3f}" for order, bits in entropies if bits)
+    first = next(iter(runs.of(control="none")))["evaluations"]["text"]
     text = (
         "Bits per byte of held-out text when training ends, less is better; the difference to Gated"
-        " DeltaNet with its standard error over seeds. Of the same text the"
-        f" {floors} bits per byte.\n\n"
+        " DeltaNet with its standard error over seeds. They are of"
+        f" {first['counts']['documents']} stretches, over which the standard error of one model is"
+        f" {first['standard_errors']['bits_per_byte']:.3f}; all models read the same ones.\n\n"
         + table(
             ["model", "bits per byte", "beside gated_deltanet", "parameters", "tokens",
              "CPU seconds"], lines)
         + "\n\nWhat learning while reading is worth: the same models, trained with a memory that"
         " never changes (`model.control=frozen`).\n\n"
-        + table(["model", "frozen", "lost by freezing", "lost, in standard errors"], controls)
+        + table(["model", "frozen", "lost by freezing", "lost, in standard errors",
+                 "frozen, beside a free gated_deltanet"], controls)
     )  # fmt: skip
-    if any(row[-1] != MISSING for row in stretches):
+    if stretches:
+        window = runs.records[0]["config"]["data"]["window"]
         text += (
-            "\n\nThe trained models on stretches of 16,384 bytes, and with a memory that is frozen"
-            " only then: bits per byte.\n\n"
-            + table(["model", "one memory", "frozen now"], stretches)
+            "\n\nThe trained models on stretches of 16,384 bytes with one memory, with one that"
+            f" begins afresh after every {window} bytes, and with one that is frozen only now: bits"
+            " per byte.\n\n" + table(["model", "one memory", "afresh", "frozen now"], stretches)
         )
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     axes = figure.subplots(1, 2, sharey=True)
@@ -210,15 +208,22 @@ def extrapolation(runs: Runs) -> tuple[str, Figure]:
     """Bits per byte and norms by position, far beyond the length of training."""
     memories = [m for m in runs.values("memory") if _curve(runs, m, "long")]
     starts = _curve(runs, memories[0], "long")[0]["start"]
-    lines = []
+    lines, gains = [], []
     for memory in memories:
-        values = zip(*(c["bits_per_byte"] for c in _curve(runs, memory, "long")), strict=True)
-        lines.append([memory, *(spread(x, ".2f") for x in values)])
+        both = (_curve(runs, memory, "long"), _curve(runs, memory, "afresh"))
+        carried, afresh = (np.array([c["bits_per_byte"] for c in curves]) for curves in both)
+        lines.append([memory, *(spread(x, ".3f") for x in carried.T.tolist())])
+        gains.append([memory, *(spread(x, "+.3f") for x in (carried - afresh).T.tolist())])
+    columns = ["model", *(f"{start:,}" for start in starts)]
     window = runs.records[0]["config"]["data"]["window"]
     text = (
         f"Models that were trained on rows of {window} bytes read stretches of 16,384 bytes with"
-        " one memory: bits per byte of the bytes from each position to the next one.\n\n"
-        + table(["model", *(f"{start:,}" for start in starts)], lines)
+        " one memory: bits per byte of the bytes from each position to the next one. Each position"
+        " has its own bytes, some easier than others: compare models in a column.\n\n"
+        + table(columns, lines)
+        + f"\n\nThe same less the bits per byte of a memory that begins afresh after every {window}"
+        " bytes, at the same bytes. Below zero the longer past helps.\n\n"
+        + table(columns, gains)
         + "\n\nThe norm of the memories (mean over heads and blocks), by position, one stretch:\n\n"
     )
     norms = []
@@ -228,7 +233,7 @@ def extrapolation(runs: Runs) -> tuple[str, Figure]:
             blocks = [[statistics.fmean(x) for x in zip(*c["memory_norm"], strict=True)]
                       for c in found]  # fmt: skip
             norms.append([memory, *(spread(x, ".3g") for x in zip(*blocks, strict=True))])
-    text += table(["model", *(f"{start:,}" for start in starts)], norms)
+    text += table(columns, norms)
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     axes = figure.subplots(1, 2)
     places = [max(start, 32) for start in starts]
@@ -280,7 +285,7 @@ def choices(runs: Runs) -> tuple[str, Figure]:
         found = runs.by_seed(largest_norm, choice=name)
         top = f" ({max(found.values()):.3g})" if found else ""
         lost = f", {sum(ended)} of {len(ended)} diverged" if any(ended) else ""
-        return runs.cell(last(BITS), choice=name) + top + lost
+        return runs.cell(of_text, choice=name) + top + lost
 
     every = runs.records[0]["config"]["log"]["every"]
     text = (
@@ -299,8 +304,7 @@ def choices(runs: Runs) -> tuple[str, Figure]:
                if n == "yaad" or n.startswith("chunk-")]  # fmt: skip
     trained.sort(key=lambda pair: int(pair[0]))
     text += (
-        "\n\n## Yaad: sizes of chunks, trained and served\n\nBits per byte of other"
-        " stretches of the held-out text than above.\n\n"
+        "\n\n## Yaad: sizes of chunks, trained and served\n\nBits per byte of the same text.\n\n"
     )
     text += table(
         ["trained with", *(f"read with {size}" for size, _ in trained), "CPU seconds"],
@@ -314,7 +318,7 @@ def choices(runs: Runs) -> tuple[str, Figure]:
     figure = Figure(figsize=(10, 4), layout="constrained")
     axes = figure.subplots(1, 2)
     for i, q in enumerate(qs):
-        points = [(float(p), list(runs.by_seed(last(BITS), choice=f"p-{p}-q-{q}").values()))
+        points = [(float(p), list(runs.by_seed(of_text, choice=f"p-{p}-q-{q}").values()))
                   for p in ps]  # fmt: skip
         draw(axes[0], [x for x in points if x[1]], f"C{i}", "-", f"q = {q}")
     axes[0].set(xlabel="p of the bias", ylabel="bits per byte")
@@ -342,8 +346,8 @@ def noise(runs: Runs) -> tuple[str, Figure]:
     shares = [x.removeprefix("noise_") for x in names if "," not in x]
     biases, trained = runs.values("bias"), runs.values("noise")
     text = (
-        "Accuracy on 1,024 test rows by the share of values that are written wrong in them. No"
-        " reader can do better than the most frequent value of each key.\n\n"
+        "Accuracy on 1,024 test rows by the share of values that are written wrong in them; for"
+        " comparison that of taking the value that a key had most often.\n\n"
     )
     task = tasks.parse(runs.records[0]["config"]["data"]["source"])
     best = ["most frequent value", *(f"{oracle(task, share):.3f}" for share in shares)]
@@ -394,8 +398,9 @@ runs that it is about."""
 def runs_of(name: str, results: Path = RESULTS) -> Runs:
     """The runs that a page is about, from the record in a folder."""
     study, _, _, settings = PAGES[name]
-    records = read_records(results / f"{study}.jsonl")
-    return Runs(read_study(STUDIES / f"{study}.py"), records).only(**settings)
+    found = read_study(STUDIES / f"{study}.py")
+    records = [r for r in read_records(results / f"{study}.jsonl") if is_of(r, found)]
+    return Runs(found, records).only(**settings)
 
 
 def page(name: str, runs: Runs) -> tuple[str, Figure]:

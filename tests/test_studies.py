@@ -37,7 +37,7 @@ from miras_jax.training import *
 def config(bias="deltanet", noise="0", seed="0"):
     return TrainConfig(
         model=ModelConfig(memory=bias, vocab_size=16, dim=8, depth=1, heads=1, ff_dim=8),
-        data=DataConfig(source="task:mqar,pairs=2,vocab_size=16", window=16, batch_size=4),
+        data=DataConfig(source="task:corrupted,pairs=2,vocab_size=16", window=24, batch_size=4),
         evaluation=EvaluationConfig(every=2, batches=1),
         log=LogConfig(every=1),
         steps=STEPS,
@@ -46,7 +46,7 @@ def config(bias="deltanet", noise="0", seed="0"):
 
 
 def tasks(bias, noise, seed):
-    return ("task:mqar:pairs=2:vocab_size=16:length=16,limit=4,name=noise_0",)
+    return ("task:corrupted:pairs=2:vocab_size=16:length=24,limit=4,name=noise_0",)
 
 
 def served(bias, noise, seed):
@@ -95,8 +95,8 @@ def test_a_study_is_run_once(tmp_path, capfd):
     records = run_study.read_records(out)
     assert [r["settings"]["seed"] for r in records] == ["0", "1"]
     for record in records:
-        assert record["tokens"] == 2 * 4 * 16
-        assert record["curves"]["eval/accuracy"]["tokens"] == [128]
+        assert record["tokens"] == 2 * 4 * 24
+        assert record["curves"]["eval/accuracy"]["tokens"] == [192]
         assert len(record["curves"]["train/loss"]["values"]) == 2
         assert set(record["evaluations"]) == {"noise_0", "noise_0, frozen"}
         assert record["config"]["directory"] == ""
@@ -109,15 +109,34 @@ def test_a_study_is_run_once(tmp_path, capfd):
     path.write_text(TINY.replace("STEPS", "3"))
     run_study.main([*words, "--only", "seed=1"])
     assert "1 of 2 runs to do" in capfd.readouterr().out
-    assert [r["tokens"] for r in run_study.read_records(out)] == [192]  # the old ones are gone
+    assert [r["tokens"] for r in run_study.read_records(out)] == [288]  # the old ones are gone
 
+    [record_of_three] = run_study.read_records(out)
     [log] = [p for p in tmp_path.glob("work/*/log") if "step 3/3" in p.read_text()]
     assert "continuing" not in log.read_text()  # not the other run, trained longer
     study = run_study.read_study(path)
     text, _ = study_pages.page("noise", study_runs.Runs(study, run_study.read_records(out)))
     assert "1 of 2 runs, seeds 1" in text
+
+    # Other tasks of the same run are measured without training it again.
+    path.write_text(TINY.replace("STEPS", "3").replace("name=noise_0", "name=noise_0.5"))
+    run_study.main([*words, "--measure", "--only", "seed=1"])
+    assert "1 of 2 runs to do" in capfd.readouterr().out
+    [again] = run_study.read_records(out)
+    assert set(again["evaluations"]) == {"noise_0.5", "noise_0.5, frozen"}
+    assert again["curves"] == record_of_three["curves"]
     with pytest.raises(SystemExit, match="no run has bias=none"):
         run_study.main([*words, "--only", "bias=none"])
+
+
+def test_runs_of_another_text_are_not_mixed(tmp_path):
+    out, study = tmp_path / "novels.jsonl", run_study.read_study(study_pages.STUDIES / "novels.py")
+    first, second = made_up(study)[:2]
+    run_study.add(out, study, first)
+    second["corpus"] = {"version": "other", "sha256": "other"}
+    with pytest.raises(SystemExit, match="runs of another text"):
+        run_study.add(out, study, second)
+    assert len(run_study.read_records(out)) == 1
 
 
 def test_statistics():
@@ -149,13 +168,16 @@ def made_up(study) -> list[dict]:
         served = study.served(**settings)
         curves = {"start": [256, 8192], "bits_per_byte": [2.5, 2.0]}
         curves["memory_norm"] = [[1, 2], [3, 4]]
-        figures = {"accuracy": 0.5, "bits_per_byte": 2.0}
+        found = {
+            "figures": {"accuracy": 0.5, "bits_per_byte": 2.0 + 0.5 * int(settings["seed"])},
+            "standard_errors": {"bits_per_byte": 0.01},
+            "counts": {"documents": 7},
+            "curves": curves,
+        }
         record |= {"parameters": 10, "tokens": 20, "cpu_seconds": 30.0, "wall_seconds": 60.0}
         record["curves"] = dict.fromkeys(names, curve)
         record["evaluations"] = {
-            f"{task}, {name}" if name else task: {"figures": figures, "curves": curves}
-            for task in tasks
-            for name in served
+            f"{task}, {name}" if name else task: found for task in tasks for name in served
         }
         records.append(record)
     return records
@@ -173,7 +195,7 @@ def test_pages_of_made_up_runs(name):
     assert {
         "mqar": "2.500 ± 0.500",
         "novels": "| mamba2 | 2.500 ± 0.500 | +0.0000 ± 0.0000 | 10 | 20 | 30 ± 0 |",
-        "extrapolation": "| yaad | 2.50 ± 0.00 | 2.00 ± 0.00 |",
+        "extrapolation": "| yaad | 2.500 ± 0.000 | 2.000 ± 0.000 |",
         "choices": "2.500 ± 0.500 (3)",
         "noise": "0.500 ± 0.000",
     }[name] in text
@@ -201,8 +223,8 @@ def test_summary_of_made_up_runs(tmp_path):
     study_summary.main(["--results", str(tmp_path)])
     text = (tmp_path / "models.md").read_text()
     recall, bits = "2.500 ± 0.500 | 2.500 ± 0.500", "2.500 ± 0.500"
-    assert f"| yaad | {recall} | {bits} | +0.0000 ± 0.0000 | -0.500 ± 0.000 | 30 ± 0 |" in text
-    assert f"| mamba2 | {recall} | {bits} | - | -0.500 ± 0.000 | 30 ± 0 |" in text
+    assert f"| yaad | {recall} | {bits} | +0.0000 ± 0.0000 | +0.0000 ± 0.0000 | 30 ± 0 |" in text
+    assert f"| mamba2 | {recall} | {bits} | - | +0.0000 ± 0.0000 | 30 ± 0 |" in text
 
 
 def test_summary_says_what_the_records_say():

@@ -8,7 +8,8 @@ Moneta, with the bias |r|_3^3 / 3 and the retention of exponent 4. The others va
 `yaad`: `huber-KIND-DELTA` has a fixed threshold in the place of one that the token gives, in units
 of the residual's root mean square, `anchor-zero` decays to zero, `decay-0.1` starts with a log
 decay of -0.1 instead of -0.01, `chunk-4` has chunks of 4 tokens instead of 16. What is trained with
-one size of chunks is then read with every other.
+one size of chunks is then read with every other. Models are compared on every 26th stretch of 512
+bytes of all held-out novels, 0.13 million bytes.
 """
 
 import dataclasses
@@ -82,7 +83,7 @@ def config(
             seed=int(seed),
         ),
         optimizer=OptimizerConfig(learning_rate=float(learning_rate), warmup_steps=20),
-        evaluation=EvaluationConfig(every=STEPS // 3, batches=128, sample_tokens=0),
+        evaluation=EvaluationConfig(every=STEPS // 3, batches=32, sample_tokens=0),
         checkpoint=CheckpointConfig(every=STEPS),
         log=LogConfig(every=4),
         steps=STEPS,
@@ -93,14 +94,13 @@ def config(
 
 def served(choice: str, seed: str) -> dict[str, dict[str, int]]:
     """The changes of its model's configuration under which it is measured again."""
-    if choice == "yaad" or choice.startswith("chunk"):
-        return {f"chunk-{size}": {"chunk_size": int(size)} for size in CHUNKS}
-    return {}  # not measured further
+    sizes = CHUNKS if choice == "yaad" or choice.startswith("chunk") else ()
+    return {"": {}, **{f"chunk-{size}": {"chunk_size": int(size)} for size in sizes}}
 
 
 def tasks(choice: str, seed: str, text: str = "data/novels") -> tuple[str, ...]:
     """What is measured with each of these changes."""
-    return (f"perplexity:{text}/valid,length=512,limit=128,name=text",)
+    return (f"perplexity:{text}/valid,length=512,every=26,name=text",)
 
 
 SEEDS = ("0", "1", "2")

@@ -45,6 +45,8 @@ class Options(Common):
     """Name of the text in JSON objects, columns and records."""
     length: int | None = None
     """Cuts documents into stretches of so many tokens, each with a memory of its own."""
+    every: int | None = None
+    """Reads only the first of so many documents or stretches, and so on, from the whole text."""
     positions: bool = False
     """Adds the curve of bits per byte by position in the document."""
     bucket: int | None = None
@@ -65,6 +67,7 @@ def prepare(target: str, options: Options, subject: Subject) -> list[Evaluator]:
         field=options.field,
         limit=options.limit,
         length=options.length,
+        every=options.every,
     )
     if options.positions or options.memory or options.bucket is not None:
         edges = bucket_edges(max(len(d.ids) for d in documents), options.bucket)

@@ -55,7 +55,8 @@ def evaluate_task(
         for batch in examples_of(test, batch_size=batch_size, examples=examples, seed=seed):
             tally.add(batch, *jax.device_get(_answer(model, batch["tokens"], batch["targets"])))
         found[name] = tally.figures()
-    figures = together(found) | {"chance": task.chance}
+    chance = sum(test.chance for test in tests.values()) / len(tests)
+    figures = together(found) | {"chance": chance}
     if len(tests) > 1:
         figures |= {f"chance/{name}": test.chance for name, test in tests.items()}
     return figures

@@ -47,6 +47,7 @@ def read_documents(
     field: str = "text",
     limit: int | None = None,
     length: int | None = None,
+    every: int | None = None,
 ) -> list[Document]:
     """Reads and tokenizes what is to be scored; empty documents are left out.
 
@@ -60,6 +61,8 @@ def read_documents(
       limit: documents to read, the first ones; None reads all.
       length: cuts each document into stretches of so many tokens, each a document, without the rest
         that is shorter.
+      every: keeps the first of so many documents or stretches, and so on, a sample from the whole
+        source; None keeps all.
 
     Raises:
       EvaluationError: nothing to score.
@@ -67,22 +70,20 @@ def read_documents(
     """
     if format_ not in FORMATS:
         raise EvaluationError(f"format {format_!r} is not one of {', '.join(FORMATS)}")
-    for name, value in (("limit", limit), ("length", length)):
+    for name, value in (("limit", limit), ("length", length), ("every", every)):
         if value is not None and value < 1:
             raise EvaluationError(f"{name} must be at least 1, got {value}")
     if source != "stdlib" and is_token_set(source):
         found = of_token_set(TokenSet.open(source), vocabulary, source)
     else:
         found = of_texts(_texts(source, format_, field), vocabulary)
-    kept: list[Document] = []
-    for document in found:
-        if len(kept) >= (limit or np.inf):
-            break
-        kept += [document] if length is None else _stretches(document, length)
+    if length is not None:
+        found = itertools.chain.from_iterable(_stretches(each, length) for each in found)
+    kept = list(itertools.islice(itertools.islice(found, 0, None, every), limit))
     if not kept:
         longer = "" if length is None else f" of {length} tokens or more"
         raise EvaluationError(f"{source} holds no document{longer}")
-    return kept[:limit]
+    return kept
 
 
 def of_texts(texts: Iterable[str], vocabulary: Vocabulary) -> Iterator[Document]:

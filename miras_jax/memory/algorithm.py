@@ -117,7 +117,8 @@ class Momentum(GradientDescent):
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Implicit(GradientDescent):
     """The implicit (proximal) step on l2, `A_t = argmin |A - A_{t-1}|^2 + eta |k A - v|^2`, in
-    closed form a step of `eta / (1 + eta |k|^2)` (Longhorn, arXiv 2407.14207)."""
+    closed form a step of `eta / (1 + eta |k|^2)` (Longhorn, arXiv 2407.14207). A negative eta, the
+    control `ascent`, takes the step of -eta the other way."""
 
     needs_exact = True
 
@@ -125,7 +126,7 @@ class Implicit(GradientDescent):
         square = jnp.sum(key * key, axis=-1)
         step = gates.get("step", jnp.ones_like(square))
         square = square if step.ndim == 1 else square[:, None]
-        return (Step(key, value, None, step / (1 + step * square)),)
+        return (Step(key, value, None, step / (1 + jnp.abs(step) * square)),)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -12,15 +12,14 @@ from typing import Literal, get_args
 import jax
 import jax.numpy as jnp
 
-from miras_jax.memory import Memory
+from miras_jax.memory import DotProduct, Memory, NormalEquations
 
 Control = Literal["ascent", "frozen", "keys_as_queries", "shuffled_values", "chunk_start_reads"]
 
-# The gates that scale what a token writes; where neither of the first two does, its values are
-# written whole.
-WRITES = ("step", "write", "step_2", "step_gate", "step_up", "replacement", "erase")
+# What scales a token's writes, beside its steps ("step", "step_2", ...). Where there is neither a
+# step nor the first of these, the values are written whole.
+WRITES = ("write", "replacement", "erase")
 DECAYS = ("log_decay", "log_value_decay")
-FURTHER_VALUES = ("value_2",)
 
 
 def controlled(
@@ -38,7 +37,8 @@ def controlled(
     - frozen: no write and no decay: the memory stays what it is at the start of a document.
     - keys_as_queries: q is k: what is read is what the token has just written.
     - shuffled_values: each key learns the value of a token drawn at random among those that its
-      document has had so far in the call, itself included, anew for every text and layer.
+      document has had so far in the call, itself included, anew for every text and layer. Read
+      token by token, each draws itself.
     - chunk_start_reads: nothing here; see `controlled_memory`.
 
     Args:
@@ -52,10 +52,10 @@ def controlled(
     elif control == "shuffled_values":
         source = _drawn(v, positions, layer)
         v = _take(v, source)
-        gates = gates | {n: _take(gates[n], source) for n in FURTHER_VALUES if n in gates}
+        gates = gates | {n: _take(x, source) for n, x in gates.items() if n.startswith("value_")}
     elif control in ("ascent", "frozen"):
         factor = -1 if control == "ascent" else 0
-        writes = [n for n in WRITES if n in gates]
+        writes = [n for n in gates if n in WRITES or n.startswith("step")]
         if not set(writes) & {"step", "write"}:
             v = factor * v
         decays = [n for n in DECAYS if n in gates] if control == "frozen" else []
@@ -87,6 +87,22 @@ def check_control(control: Control | None, name: str, memory) -> None:
         raise ValueError(
             f"model.control={control!r} is for memories that learn, and {name} keeps the tokens "
             "themselves: take keys_as_queries or shuffled_values, or another model."
+        )
+    if control == "chunk_start_reads":
+        if controlled_memory(control, memory) == memory:
+            raise ValueError(
+                f"{name} reads the start of its chunks already: {control!r} is no change."
+            )
+        return
+    if not {"step", "write"} & set(memory.gates) and not isinstance(memory.bias, DotProduct):
+        raise ValueError(
+            f"model.control={control!r} scales the steps that {name} takes, and it has no gate for "
+            "them: give its algorithm a step."
+        )
+    if control == "ascent" and isinstance(memory.architecture, NormalEquations):
+        raise ValueError(
+            f"{name} takes no steps, it solves for the best memory, which up the gradient is none: "
+            "take another control."
         )
 
 

@@ -111,13 +111,13 @@ class Tally:
 
 def together(figures: dict[str, dict[str, float]]) -> dict[str, float]:
     """The figures of a task's tests by name as one: those of the only test, or the means over the
-    tests, with `accuracy/NAME` and `standard_error/NAME` of each."""
+    tests, with `accuracy/NAME` and `standard_error/NAME` of each. The standard error of the means
+    is the mean of the standard errors, an upper bound: rows of several lengths share their pairs,
+    so that the tests are not independent."""
     if len(figures) == 1:
         return next(iter(figures.values()))
     whole = [name for name in next(iter(figures.values())) if "/" not in name]
     found = {name: float(np.mean([test[name] for test in figures.values()])) for name in whole}
-    errors = np.array([test["standard_error"] for test in figures.values()])
-    found["standard_error"] = float(np.sqrt(np.sum(errors**2)) / len(errors))
     found["count"] = sum(test["count"] for test in figures.values())
     for kind in ("accuracy", "standard_error"):
         found |= {f"{kind}/{name}": test[kind] for name, test in figures.items()}

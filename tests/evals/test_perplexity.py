@@ -178,6 +178,11 @@ def test_stretches_are_documents_of_their_own(tmp_path):
     assert [bytes(d.ids.astype(np.uint8)) for d in found] == [b"abcdefghij"] * 3
     assert [d.bytes for d in found] == [10] * 3
     assert len(read_documents(str(path), BYTES, length=10, limit=2)) == 2
+    path.write_text("abcdefghij")
+    found = read_documents(str(path), BYTES, length=2, every=2)
+    assert [bytes(d.ids.astype(np.uint8)) for d in found] == [b"ab", b"ef", b"ij"]
+    found = read_documents(str(path), BYTES, length=2, every=3, limit=1)
+    assert [bytes(d.ids.astype(np.uint8)) for d in found] == [b"ab"]
 
 
 def test_token_sets_are_read_as_the_text_that_they_were(tmp_path):

@@ -10,6 +10,7 @@ import pytest
 from flax import nnx
 
 from miras_jax import zoo
+from miras_jax.memory import L2, GradientDescent, Memory
 from miras_jax.nn import LanguageModel, ModelConfig, reconfigured
 from miras_jax.nn.controls import Control, controlled
 from tests.nights import OF_A_KIND, nightly_but
@@ -18,7 +19,8 @@ CONFIG = ModelConfig(dim=16, depth=2, heads=2, vocab_size=32, ff_dim=16, chunk_s
 TOKENS = jnp.asarray(np.random.default_rng(0).integers(0, 32, (2, 11)))
 # One of each way to write.
 ROWS = "dfw longhorn ttt_mlp rwkv7 delta_product gdn2 mesanet titans moneta memora lact yaad_h"
-ATTENTION = ("transformer", "sliding_window_attention")
+# They keep the tokens, or read the start of their chunks anyway.
+UNMOVED = ("transformer", "sliding_window_attention", "lact")
 read = jax.jit(lambda model, tokens: model(tokens))
 
 
@@ -49,7 +51,9 @@ def test_a_frozen_memory_stays_what_it_was(name):
     assert max(moved) > 1e-3
 
 
-@pytest.mark.parametrize("name", ["deltanet", "linear_attention", "yaad", "rwkv7", "gdn2"])
+@pytest.mark.parametrize(
+    "name", ["deltanet", "linear_attention", "longhorn", "yaad", "rwkv7", "gdn2"]
+)
 def test_ascent_writes_with_the_opposite_sign(name):
     """After one token the change is the other way round, where nothing but the write changes it."""
     start = weights_of(model_of(name).init_state(2, 1))
@@ -98,6 +102,8 @@ def test_a_trained_model_takes_a_control(name, control):
     [
         ("transformer", "frozen", "keeps the tokens themselves"),
         ("deltanet", "backwards", "model.control must be one of ascent, frozen"),
+        ("mesanet", "ascent", "solves for the best memory"),
+        ("lact", "chunk_start_reads", "reads the start of its chunks already"),
     ],
 )
 def test_refusals(name, control, message):
@@ -105,8 +111,28 @@ def test_refusals(name, control, message):
         dataclasses.replace(CONFIG, memory=name, chunk_size=None, control=control)
 
 
+def test_a_memory_without_steps_cannot_stop_writing(monkeypatch):
+    monkeypatch.setattr(zoo, "ROWS", dict(zoo.ROWS))
+    memory = Memory(bias=L2(), algorithm=GradientDescent(step=None))
+    zoo.register(dataclasses.replace(zoo.row("deltanet"), name="whole", memory=memory))
+    with pytest.raises(ValueError, match="give its algorithm a step"):
+        dataclasses.replace(CONFIG, memory="whole", chunk_size=None, control="frozen")
+
+
+def test_every_step_and_value_is_meant():
+    q, k, v = jax.random.normal(jax.random.key(1), (3, 2, 9, 2, 4))
+    names = ("step", "step_3", "step_down", "log_decay", "threshold")
+    gates = dict.fromkeys(names, v[..., 0]) | {"value_3": 2 * v}
+    positions = jnp.broadcast_to(jnp.arange(9), (2, 9))
+    frozen = controlled("frozen", q, k, v, gates, positions, 0)[3]
+    still = {name for name, x in frozen.items() if not jnp.any(x)}
+    assert still == {"step", "step_3", "step_down", "log_decay"}
+    shuffled = controlled("shuffled_values", q, k, v, gates, positions, 0)
+    assert np.array_equal(shuffled[3]["value_3"], 2 * shuffled[2])
+
+
 @pytest.mark.parametrize(
-    "name", nightly_but([n for n in zoo.names() if n not in ATTENTION], OF_A_KIND)
+    "name", nightly_but([n for n in zoo.names() if n not in UNMOVED], OF_A_KIND)
 )
 def test_every_memory_can_read_the_starts_of_its_chunks(name):
     depth = 2 if zoo.row(name).block == "hybrid" else 1
