@@ -94,7 +94,9 @@ def check_control(control: Control | None, name: str, memory) -> None:
                 f"{name} reads the start of its chunks already: {control!r} is no change."
             )
         return
-    if not {"step", "write"} & set(memory.gates) and not isinstance(memory.bias, DotProduct):
+    if not {"step", "write", "replacement"} & set(memory.gates) and not isinstance(
+        memory.bias, DotProduct
+    ):
         raise ValueError(
             f"model.control={control!r} scales the steps that {name} takes, and it has no gate for "
             "them: give its algorithm a step."
