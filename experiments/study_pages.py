@@ -83,17 +83,19 @@ def mqar(runs: Runs) -> tuple[str, Figure]:
     """Accuracy by width and pairs."""
     lines: list[list[str]] = []
     dims, pairs = runs.values("dim"), runs.values("pairs")
+    there = {(r["settings"]["pairs"], r["settings"]["dim"]) for r in runs.records}
+    places = [(n, d) for n, d in itertools.product(pairs, dims) if (n, d) in there]
     for memory, control in itertools.product(runs.values("memory"), ("none", "frozen")):
         row = [
             runs.cell(last(ACCURACY), memory=memory, control=control, dim=d, pairs=n)
-            for n, d in itertools.product(pairs, dims)
+            for n, d in places
         ]
         if set(row) != {MISSING}:
             lines.append([memory + (", frozen" if control == "frozen" else ""), *row])
-    columns = [f"{n} pairs, width {d}" for n, d in itertools.product(pairs, dims)]
+    columns = [f"{n} pairs, width {d}" for n, d in places]
     costs = [
         [memory, d, n, *sizes(runs, memory=memory, dim=d, pairs=n, control="none")]
-        for memory, d, n in itertools.product(runs.values("memory"), dims, pairs)
+        for memory, (n, d) in itertools.product(runs.values("memory"), places)
     ]
     chance = ", ".join(f"{1 / int(n):.3f} of {n} pairs" for n in pairs)
     text = (

@@ -71,7 +71,7 @@ def test_runs_are_accepted_and_as_large_as_they_say(path):
     assert len(seeds) >= 3
     counts: dict[str, list[int]] = {}
     for settings in study.runs:
-        if settings["seed"] == "0" and settings.get("pairs", "8") == "8":
+        if settings["seed"] == "0" and settings.get("pairs", "4") == "4":
             config = study.config(**settings)
             validate(config)
             for task in run_study.call(study.tasks, settings):
@@ -79,8 +79,9 @@ def test_runs_are_accepted_and_as_large_as_they_say(path):
             for changes in run_study.call(study.served, settings).values():
                 dataclasses.replace(config.model, **changes)
             if settings.get("control", "none") == "none" and path.stem != "choices":
-                size = settings.get("dim", "") + settings.get("depth", "")
-                counts.setdefault(size, []).append(sizes.parameters(config.model))
+                counts.setdefault(settings.get("dim", ""), []).append(
+                    sizes.parameters(config.model)
+                )
     for same in counts.values():
         # One unit of the SwiGLU's width is up to 0.6% of the smallest model.
         assert max(same) <= 1.01 * min(same)

@@ -40,7 +40,7 @@ MODELS = (
     "transformer",
 )
 CONTROLLED = ("gated_deltanet", "yaad", "moneta", "memora")
-STEPS = 800
+STEPS = 600
 CHUNK = 8
 
 
@@ -86,8 +86,9 @@ def config(
 
 
 SEEDS = ("0", "1", "2")
+SETTINGS = (("4", "64"), ("8", "64"), ("4", "32"))  # pairs, width
 RUNS = [
     {"memory": memory, "dim": dim, "pairs": pairs, "control": control, "seed": seed}
-    for seed, pairs, dim, memory in itertools.product(SEEDS, ("4", "8"), ("32", "64"), MODELS)
-    for control in ("none", *["frozen"] * (memory in CONTROLLED and (dim, pairs) == ("64", "4")))
+    for seed, (pairs, dim), memory in itertools.product(SEEDS, SETTINGS, MODELS)
+    for control in ("none", *["frozen"] * (memory in CONTROLLED and (pairs, dim) == SETTINGS[0]))
 ]
