@@ -76,7 +76,7 @@ def spread(values: Iterable[float], form: str = ".3f") -> str:
         return MISSING
     if len(values) == 1:
         return f"{values[0]:{form}}"
-    return f"{statistics.fmean(values):{form}} ± {statistics.stdev(values):{form}}"
+    return f"{statistics.fmean(values):{form}} ± {statistics.stdev(values):{form.lstrip('+')}}"
 
 
 def difference(a: dict[str, float], b: dict[str, float]) -> tuple[float, float] | None:

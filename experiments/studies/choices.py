@@ -3,7 +3,7 @@
     python experiments/run_study.py experiments/studies/choices.py --text FOLDER --jobs 2
     miras train experiments/studies/choices.py:choice=p-3-q-4,seed=0,text=FOLDER
 
-Byte language modelling as in experiments/studies/novels.py, for a fifth of its steps. `p-3-q-4` is
+Byte language modelling as in experiments/studies/novels.py, for an eighth of its steps. `p-3-q-4` is
 Moneta, with the bias |r|_3^3 / 3 and the retention of exponent 4. The others vary one thing of
 `yaad`: `huber-KIND-DELTA` has a fixed threshold in the place of one that the token gives, in units
 of the residual's root mean square, `anchor-zero` decays to zero, `decay-0.1` starts with a log
@@ -38,7 +38,7 @@ CHOICES = (
     *("decay-0.001", "decay-0.1"),
     *(f"chunk-{size}" for size in CHUNKS if size != "16"),
 )
-STEPS = 600
+STEPS = 400
 
 
 def register(choice: str) -> str:
@@ -83,7 +83,7 @@ def config(
             seed=int(seed),
         ),
         optimizer=OptimizerConfig(learning_rate=float(learning_rate), warmup_steps=20),
-        evaluation=EvaluationConfig(every=STEPS // 3, batches=32, sample_tokens=0),
+        evaluation=EvaluationConfig(every=STEPS // 2, batches=32, sample_tokens=0),
         checkpoint=CheckpointConfig(every=STEPS),
         log=LogConfig(every=4),
         steps=STEPS,

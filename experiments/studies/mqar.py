@@ -40,7 +40,7 @@ MODELS = (
     "transformer",
 )
 CONTROLLED = ("gated_deltanet", "yaad", "moneta", "memora")
-STEPS = 600
+STEPS = 800
 CHUNK = 8
 
 
