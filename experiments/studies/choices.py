@@ -3,8 +3,8 @@
     python experiments/run_study.py experiments/studies/choices.py --text FOLDER --jobs 2
     miras train experiments/studies/choices.py:choice=p-3-q-4,seed=0,text=FOLDER
 
-Byte language modelling as in experiments/studies/novels.py, for an eighth of its steps. `p-3-q-4` is
-Moneta, with the bias |r|_3^3 / 3 and the retention of exponent 4. The others vary one thing of
+Byte language modelling as in experiments/studies/novels.py, for an eighth of its steps. `p-3-q-4`
+is Moneta, with the bias |r|_3^3 / 3 and the retention of exponent 4. The others vary one thing of
 `yaad`: `huber-KIND-DELTA` has a fixed threshold in the place of one that the token gives, in units
 of the residual's root mean square, `anchor-zero` decays to zero, `decay-0.1` starts with a log
 decay of -0.1 instead of -0.01, `chunk-4` has chunks of 4 tokens instead of 16. What is trained with
