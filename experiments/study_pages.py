@@ -299,7 +299,7 @@ def choices(runs: Runs) -> tuple[str, Figure]:
         ["bias", *(f"retention q = {q}" for q in qs)],
         [[f"p = {p}", *(both(f"p-{p}-q-{q}") for q in qs)] for p in ps],
     )
-    others = [n for n in names if n == "yaad" or n.startswith(("huber", "anchor", "decay"))]
+    others = [n for n in names if n == "yaad" or n.startswith(("threshold", "anchor", "decay"))]
     text += "\n\n## Yaad: thresholds and retention\n\n"
     text += table(["choice", "bits per byte"], [[name, both(name)] for name in others])
     trained = [(("16" if n == "yaad" else n.removeprefix("chunk-")), n) for n in names

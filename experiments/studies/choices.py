@@ -5,8 +5,8 @@
 
 Byte language modelling as in experiments/studies/novels.py, for an eighth of its steps. `p-3-q-4`
 is Moneta, with the bias |r|_3^3 / 3 and the retention of exponent 4. The others vary one thing of
-`yaad`: `huber-KIND-DELTA` has a fixed threshold in the place of one that the token gives, in units
-of the residual's root mean square, `anchor-zero` decays to zero, `decay-0.1` starts with a log
+`yaad`: `threshold-1` has a fixed threshold in the place of one that the token gives, in units of
+the residual's root mean square, `anchor-zero` decays to zero, `decay-0.1` starts with a log
 decay of -0.1 instead of -0.01, `chunk-4` has chunks of 4 tokens instead of 16. What is trained with
 one size of chunks is then read with every other. Models are compared on every 26th stretch of 512
 bytes of all held-out novels, 0.13 million bytes.
@@ -28,12 +28,12 @@ from miras_jax.training import (
 )
 
 P, Q = ("1", "1.5", "2", "3", "4"), ("2", "3", "4")
-HUBER = ("norm-0.1", "norm-1", "norm-10", "coordinate-1", "switch-1")
+THRESHOLDS = ("0.1", "1", "10")
 CHUNKS = ("1", "4", "16", "64")
 CHOICES = (
     "yaad",
     *(f"p-{p}-q-{q}" for p, q in itertools.product(P, Q)),
-    *(f"huber-{kind}" for kind in HUBER),
+    *(f"threshold-{size}" for size in THRESHOLDS),
     "anchor-zero",
     *("decay-0.001", "decay-0.1"),
     *(f"chunk-{size}" for size in CHUNKS if size != "16"),
@@ -50,10 +50,8 @@ def register(choice: str) -> str:
     if kind == "p":
         p, q = float(values[0]), float(values[2])
         changes = {"bias": Lp(p=p), "retention": Lq(q=q, decay=log_decay())}
-    elif kind == "huber":
-        # What clips each coordinate for itself has no width to be relative to.
-        relative = values[0] != "coordinate"
-        changes = {"bias": Huber(kind=values[0], threshold=float(values[1]), relative=relative)}
+    elif kind == "threshold":
+        changes = {"bias": Huber(threshold=float(values[0]), relative=True)}
     elif kind == "decay":
         changes = {"retention": L2Decay(log_decay(initial=-float(values[0])))}
     else:

@@ -20,7 +20,7 @@ ROW = Row(
     memory=Memory(
         architecture=MLP(),
         retention=KL(signed=True, decay=log_decay()),
-        algorithm=GradientDescent(step=Gate(initial=0.2), normalized=True),
+        algorithm=GradientDescent(step=Gate(initial=0.3), normalized=True),
         chunk_size=16,
     ),
     layer=LayerOptions(normalize_values=True),
