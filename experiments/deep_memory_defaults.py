@@ -45,6 +45,7 @@ variant("moneta_double_step", "moneta_free", algorithm=step(0.1))
 variant("memora_signed", "memora_free", retention=KL(signed=True, decay=log_decay()))
 # One thing of today's defaults changed.
 variant("yaad_small", "yaad", algorithm=step(0.1))
+variant("memora_small", "memora", algorithm=step(0.2))
 variant("memora_large", "memora", algorithm=step(0.5))
 variant("memora_positive", "memora", retention=positive)
 for size in ("0.1", "0.001"):
