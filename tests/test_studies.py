@@ -225,7 +225,7 @@ def test_summary_of_made_up_runs(tmp_path):
     text = (tmp_path / "models.md").read_text()
     recall, bits = "2.500 ± 0.500 | 2.500 ± 0.500", "2.500 ± 0.500"
     assert f"| yaad | {recall} | {bits} | +0.0000 ± 0.0000 | +0.0000 ± 0.0000 | 30 ± 0 |" in text
-    assert f"| mamba2 | {recall} | {bits} | - | +0.0000 ± 0.0000 | 30 ± 0 |" in text
+    assert f"| ttt_mlp | {recall} | {bits} | - | +0.0000 ± 0.0000 | 30 ± 0 |" in text
 
 
 def test_summary_says_what_the_records_say():
