@@ -82,7 +82,7 @@ def sizes(runs: Runs, **settings: str) -> list[str]:
 def mqar(runs: Runs) -> tuple[str, Figure]:
     """Accuracy by width and pairs."""
     lines: list[list[str]] = []
-    dims, pairs = runs.values("dim"), runs.values("pairs")
+    dims, pairs = (sorted(runs.values(name), key=int) for name in ("dim", "pairs"))
     there = {(r["settings"]["pairs"], r["settings"]["dim"]) for r in runs.records}
     places = [(n, d) for n, d in itertools.product(pairs, dims) if (n, d) in there]
     for memory, control in itertools.product(runs.values("memory"), ("none", "frozen")):
